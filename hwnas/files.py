@@ -1,0 +1,63 @@
+"""Atomic writes and hashes: nothing half-written is ever left looking finished."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hwnas.errors import InputError
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Writes a whole file or nothing: temporary file in the same folder, fsync, rename.
+
+    Args:
+        path: The file to write; missing parent folders are made.
+        content: Bytes, or text that is stored as UTF-8.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be shared
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def write_json(path: str | os.PathLike[str], document: Any) -> Path:
+    """Writes one JSON document atomically; NaN and infinity are refused, since other readers cannot parse them."""
+    return write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """Reads one JSON document.
+
+    Args:
+        path: The file.
+        what: What the file should be, for the error ("latency table").
+
+    Raises:
+        InputError: The file is missing, unreadable or not JSON (a truncated one, for example).
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The {what} {path} cannot be read ({error.strerror}): check the path.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"The {what} {path} is not valid JSON ({error}): it is truncated or was edited; make it again.") from None
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The intermediate representation: shapes, primitive layers, blocks, networks, spaces, the trellis, architectures."""

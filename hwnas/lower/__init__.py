@@ -1,0 +1,1 @@
+"""One network, several languages: PyTorch modules for training, ONNX for every runtime."""
