@@ -1,0 +1,1 @@
+"""Measuring latency: paired timing against the anchor, the environment it was done in, and the profiler above both."""

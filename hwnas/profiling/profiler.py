@@ -1,0 +1,271 @@
+"""Builds a latency table: every distinct block of a space, then whole networks that calibrate and judge it.
+
+Work is done in rounds, one fresh session of everything a round in random order, so that a drift of the machine falls on all
+alike and a run that is cut short is even. Each finished session is a line in a journal beside the table, flushed to disk:
+a kill at any moment loses at most the session under way, and the same command goes on from there.
+"""
+
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hwnas.errors import InputError
+from hwnas.ir.architecture import Architecture
+from hwnas.ir.costs import MacsCost
+from hwnas.ir.space import Edge, SearchSpace, block_network
+from hwnas.ir.trellis import Trellis
+from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
+from hwnas.lower.onnx import to_onnx
+from hwnas.profiling.anchor import ANCHOR_NAME, anchor_sha256
+from hwnas.profiling.environment import environment_fingerprint, read_processor, require_same_environment
+from hwnas.profiling.measure import SessionSamples, measure_session
+from hwnas.profiling.timing import TimingPlan, combine_sessions
+from hwnas.runtimes.base import Runtime, RuntimeConfig
+
+JOURNAL_SCHEMA = "hwnas.profile-journal/1"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ProfilePlan:
+    """How much is measured.
+
+    Attributes:
+        min_sessions: Fresh sessions of every block and network.
+        max_sessions: Sessions of those whose sessions disagree.
+        target_relative_ci: Half-width of an entry's 95 % interval over sessions above which another session is worth it.
+        fit_networks: Whole networks that calibrate.
+        held_out_networks: Whole networks that judge; 19 is the least from which a 95 % interval can be had.
+        max_minutes: Wall-clock bound; what is there by then becomes the table.
+        timing: How one session is timed.
+    """
+
+    min_sessions: int = 3
+    max_sessions: int = 6
+    target_relative_ci: float = 0.03
+    fit_networks: int = 16
+    held_out_networks: int = 24
+    max_minutes: float = 30.0
+    timing: TimingPlan = field(default_factory=TimingPlan)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to measure: a distinct block, or a whole network.
+
+    Attributes:
+        key: Unique text: the edge's workload, or the network's options.
+        role: `entry`, or the network's role.
+        model: Makes the ONNX bytes.
+        choices: The network's choices; empty for a block.
+    """
+
+    key: str
+    role: Literal["entry", "fit", "held_out"]
+    model: Callable[[], bytes]
+    choices: dict[str, str] = field(default_factory=dict)
+
+
+def profile_space(space: SearchSpace, runtime: Runtime, config: RuntimeConfig, output: str | os.PathLike[str], *,
+                  batch_size: int = 1, plan: ProfilePlan | None = None, seed: int = 0, restart: bool = False,
+                  progress: Progress | None = None) -> LatencyTable:
+    """Measures a space on a runtime and writes its table; continues what an earlier call began.
+
+    Args:
+        space: What to measure.
+        runtime: Where.
+        config: Threads and precision.
+        output: The table's path; the journal lies beside it until the table is complete.
+        batch_size: Images a call.
+        plan: How much to measure.
+        seed: Chooses the whole networks and the order.
+        restart: Discards what is there.
+        progress: Called with (sessions done, sessions planned, what was measured).
+
+    Returns:
+        The table, also written to `output`.
+
+    Raises:
+        InputError: What is there is of another space, environment or schema.
+    """
+    plan = plan or ProfilePlan()
+    path = Path(output)
+    journal = path.with_name(path.name + ".journal")
+    environment = environment_fingerprint(runtime, config, batch_size=batch_size, anchor=anchor_sha256())
+    if restart:
+        path.unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
+    if path.exists():
+        table = load_table(path)
+        _require_same(space, table.search_space.hash, f"The table {path}")
+        require_same_environment(table.environment, environment, f"the table {path}")
+        if not journal.exists() and not table.missing_workloads():
+            return table
+    header = {"schema": JOURNAL_SCHEMA, "space_hash": space.hash, "seed": seed, "batch_size": batch_size,
+              "environment": environment}
+    measured = _open_journal(journal, header)
+    workloads = plan_workloads(space, plan, batch_size, seed)
+    _measure_rounds(workloads, measured, journal, runtime, config, plan, seed, progress)
+    table = _assemble(space, environment, workloads, measured, plan)
+    table.save(path)
+    if not table.missing_workloads():
+        journal.unlink(missing_ok=True)
+    return table
+
+
+def default_table_path(runtime: Runtime, config: RuntimeConfig, space: SearchSpace) -> Path:
+    """`latency_tables/<device>/<runtime>-<precision>-<threads>t/<space>.json`."""
+    device = re.sub(r"[^a-z0-9]+", "-", read_processor().name.lower()).strip("-")
+    return Path("latency_tables", device, f"{runtime.name}-{config.precision}-{config.threads}t", f"{space.name}.json")
+
+
+def plan_workloads(space: SearchSpace, plan: ProfilePlan, batch_size: int, seed: int) -> list[Workload]:
+    """Every distinct block once, and whole networks spread over the space's range of size."""
+    workloads = []
+    for edge in {edge.workload: edge for step in space.steps for edge in step.edges}.values():
+        if block_network(edge.block, edge.input_shape).nodes:
+            workloads.append(Workload(edge.workload, "entry", _BlockModel(edge, batch_size)))
+    for index, architecture in enumerate(spread_networks(space, plan.fit_networks + plan.held_out_networks, seed)):
+        # A regular comb, so that both groups cover the range.
+        teeth = index * plan.fit_networks // (plan.fit_networks + plan.held_out_networks)
+        last = (index - 1) * plan.fit_networks // (plan.fit_networks + plan.held_out_networks)
+        role: Literal["fit", "held_out"] = "fit" if teeth != last else "held_out"
+        workloads.append(Workload(f"network {architecture}", role, _NetworkModel(space, architecture, batch_size),
+                                  dict(architecture.choices)))
+    return workloads
+
+
+def spread_networks(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
+    """Networks spread evenly over the range of MACs, the smallest and the largest first.
+
+    Uniform samples crowd in the middle of the range; a line fitted there says little about the ends, where budgets are.
+    Each network is drawn uniformly below a MACs limit, and the limits rise evenly: the draw lies close under its limit.
+    """
+    trellis = Trellis(space, MacsCost())
+    low, high = trellis.min_cost(), trellis.max_cost()
+    found = dict.fromkeys((trellis.cheapest(), trellis.dearest()))
+    for index, limit in enumerate(np.linspace(low, high, max(count, 2) + 1)[1:]):
+        found.setdefault(trellis.sample(1, max_cost=float(limit), seed=seed * 100_003 + index)[0])
+    for architecture in trellis.sample(count, seed=seed):  # stands in for draws that came twice
+        found.setdefault(architecture)
+    return list(found)[:min(count, space.size)]
+
+
+@dataclass(frozen=True)
+class _BlockModel:
+    edge: Edge
+    batch_size: int
+
+    def __call__(self) -> bytes:
+        network = block_network(self.edge.block, self.edge.input_shape)
+        return to_onnx(network, batch_size=self.batch_size).SerializeToString()
+
+
+@dataclass(frozen=True)
+class _NetworkModel:
+    space: SearchSpace
+    architecture: Architecture
+    batch_size: int
+
+    def __call__(self) -> bytes:
+        return to_onnx(self.space.network(self.architecture), batch_size=self.batch_size).SerializeToString()
+
+
+def _measure_rounds(workloads: list[Workload], measured: dict[str, list[SessionSamples]], journal: Path, runtime: Runtime,
+                    config: RuntimeConfig, plan: ProfilePlan, seed: int, progress: Progress | None) -> None:
+    deadline = time.monotonic() + plan.max_minutes * 60
+    with open(journal, "a", encoding="utf-8") as file:
+        for round_index in range(plan.max_sessions):
+            due = [workload for workload in workloads if _is_due(measured.get(workload.key, []), round_index, plan)]
+            random.Random(f"{seed}/{round_index}").shuffle(due)
+            later = max(0, plan.min_sessions - round_index - 1) * len(workloads)
+            done_before = sum(len(sessions) for sessions in measured.values())
+            for index, workload in enumerate(due):
+                if time.monotonic() > deadline:
+                    return
+                session = measure_session(runtime, config, workload.model(), plan.timing)
+                measured.setdefault(workload.key, []).append(session)
+                file.write(json.dumps({"key": workload.key, "ratios": session.ratios, "anchor_ms": session.anchor_ms}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                if progress:
+                    progress(done_before + index + 1, done_before + len(due) + later, workload.key)
+
+
+def _is_due(sessions: list[SessionSamples], round_index: int, plan: ProfilePlan) -> bool:
+    if len(sessions) > round_index:
+        return False  # measured before an interruption
+    return round_index < plan.min_sessions or _relative_ci(sessions) > plan.target_relative_ci
+
+
+def _relative_ci(sessions: list[SessionSamples]) -> float:
+    combined = combine_sessions(sessions)
+    return (combined.ratio_ci[1] - combined.ratio) / combined.ratio
+
+
+def _assemble(space: SearchSpace, environment: dict[str, Any], workloads: list[Workload],
+              measured: dict[str, list[SessionSamples]], plan: ProfilePlan) -> LatencyTable:
+    entries, networks = {}, []
+    for workload in workloads:
+        sessions = measured.get(workload.key)
+        if not sessions:
+            continue
+        ratios = tuple(session.ratios for session in sessions)
+        if workload.role == "entry":
+            label: Literal["ok", "noisy"] = "noisy" if combine_sessions(sessions).label == "noisy" else "ok"
+            entries[workload.key] = EntryRecord(sessions=ratios, label=label)
+        else:
+            networks.append(NetworkRecord(choices=workload.choices, sessions=ratios, role=workload.role))
+    anchor_ms = tuple(session.anchor_ms for sessions in measured.values() for session in sessions)
+    if not anchor_ms:
+        raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")
+    anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=anchor_ms)
+    return LatencyTable(space, environment, anchor, entries, tuple(networks))
+
+
+def _open_journal(path: Path, header: dict[str, Any]) -> dict[str, list[SessionSamples]]:
+    """Reads what an earlier call measured, or starts the journal; a torn last line is cut off."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        return {}
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    complete = text[:text.rfind("\n") + 1]
+    lines = complete.splitlines()
+    if not lines:  # killed before the header was on disk
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        return {}
+    measured: dict[str, list[SessionSamples]] = {}
+    try:
+        found = json.loads(lines[0])
+        for key in ("schema", "space_hash", "seed", "batch_size"):
+            if found[key] != header[key]:
+                raise InputError(f"The unfinished profile {path} must continue as it began, but its {key} is {found[key]!r} "
+                                 f"and this call's is {header[key]!r}: pass --restart to discard it.")
+        require_same_environment(found["environment"], header["environment"], f"the unfinished profile {path}")
+        for line in lines[1:]:
+            row = json.loads(line)
+            session = SessionSamples(tuple(map(float, row["ratios"])), float(row["anchor_ms"]))
+            if not session.ratios or not min(session.ratios) > 0:
+                raise ValueError("a session without samples")
+            measured.setdefault(row["key"], []).append(session)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): pass --restart to "
+                         "measure again.") from None
+    if complete != text:
+        path.write_text(complete, encoding="utf-8")
+    return measured
+
+
+def _require_same(space: SearchSpace, space_hash: str, what: str) -> None:
+    if space.hash != space_hash:
+        raise InputError(f"{what} must be of the space {space.name!r} ({space.hash[:12]}), but is of another "
+                         f"({space_hash[:12]}): choose another --output or pass --restart.")

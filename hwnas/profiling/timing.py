@@ -1,0 +1,363 @@
+"""Paired timing: a workload is timed in turn with an anchor, and what is kept is the ratio of the two.
+
+On a shared machine the clock and the neighbours move every absolute time by half within a minute; both halves of a
+pair move together, so their ratio stays within a percent. Three habits keep the ratio honest:
+
+- the order within a pair is random, so that a drift within pairs cancels in the median;
+- each sample starts with an untimed call, so that it does not depend on what the other callable left in the caches;
+- medians throughout: a sample that the scheduler interrupted changes nothing.
+
+A process, or session, also has a ratio of its own (memory layout, and sometimes a runtime's unlucky choices), which more
+samples within it cannot average away. `combine_sessions` therefore judges the scatter between sessions.
+"""
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import repeat
+from typing import Protocol
+
+import numpy as np
+
+from hwnas.errors import InputError
+
+_Z95 = statistics.NormalDist().inv_cdf(0.975)
+
+# Two sessions of one model on one quiet machine differ by about this much (relative standard deviation of the ratio).
+# It takes part in every interval with the weight of this many degrees of freedom, as in Smyth's moderated t statistic
+# ("Linear models and empirical Bayes methods", 2004, section 3): two or three sessions say little about their own scatter.
+_TYPICAL_SESSION_SD = 0.013
+_TYPICAL_DEGREES = 4
+
+# With five values even the whole range encloses the median in only 94 % of cases.
+_MIN_FOR_INTERVAL = 6
+
+# An entry whose 95 % interval is wider than this to either side is labelled noisy.
+NOISY_RELATIVE_CI = 0.05
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long to time, and when to stop.
+
+    Args:
+        sample_ms: Wall time of one timed sample; short calls are repeated to fill it, so that the timer and the loop
+            cost nothing, yet most samples end before the scheduler interrupts them.
+        min_pairs: Pairs before the first look at the interval.
+        max_pairs: Pairs at most.
+        target_relative_ci: Stop once the 95 % interval of the median ratio reaches this far to either side. Much less
+            than the scatter between sessions (about 0.013) buys nothing.
+        max_seconds: Stop then at the latest, however few the pairs (the pair in progress is finished).
+        warmup_pairs: Pairs in one warm-up window.
+        warmup_agreement: Warm-up ends when the median ratios of two windows in a row differ by less than this share.
+        max_warmup_seconds: Warm-up ends then at the latest.
+
+    Raises:
+        InputError: A value is not positive, or `max_pairs` is below `min_pairs`.
+    """
+
+    sample_ms: float = 2.0
+    min_pairs: int = 20
+    max_pairs: int = 400
+    target_relative_ci: float = 0.01
+    max_seconds: float = 3.0
+    warmup_pairs: int = 10
+    warmup_agreement: float = 0.02
+    max_warmup_seconds: float = 1.5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{field.name} must be positive and finite, but got {value!r}.")
+        if self.max_pairs < self.min_pairs:
+            raise InputError(
+                f"min_pairs <= max_pairs must hold, but got (min_pairs={self.min_pairs}, max_pairs={self.max_pairs})."
+            )
+
+
+@dataclass(frozen=True)
+class PairedSamples:
+    """The raw samples of one session, in the order taken; everything else is derived from them.
+
+    Args:
+        workload_ns: Time of one call of the workload, one entry a pair.
+        anchor_ns: Time of one call of the anchor in the same pair.
+        target_relative_ci: The plan's, which decides `stable`.
+
+    Raises:
+        InputError: There are no samples, unequally many, or some are not positive.
+    """
+
+    workload_ns: tuple[float, ...]
+    anchor_ns: tuple[float, ...]
+    target_relative_ci: float = TimingPlan.target_relative_ci
+
+    def __post_init__(self) -> None:
+        if not self.workload_ns or len(self.workload_ns) != len(self.anchor_ns):
+            raise InputError(
+                "Samples must come in pairs, at least one, but got "
+                f"{len(self.workload_ns)} of the workload and {len(self.anchor_ns)} of the anchor."
+            )
+        if not all(value > 0 and math.isfinite(value) for value in (*self.workload_ns, *self.anchor_ns)):
+            raise InputError("Every sample must be a positive, finite time in ns: the file was edited; profile again.")
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Workload over anchor, pair by pair."""
+        return tuple(workload / anchor for workload, anchor in zip(self.workload_ns, self.anchor_ns, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """The median of `ratios`."""
+        return statistics.median(self.ratios)
+
+    @property
+    def ratio_ci(self) -> tuple[float, float]:
+        """95 % confidence interval of the median ratio within this session."""
+        return median_interval(self.ratios)
+
+    @property
+    def relative_ci(self) -> float:
+        """Half the width of `ratio_ci`, as a share of the ratio."""
+        return _relative_ci(self.ratios)
+
+    @property
+    def stable(self) -> bool:
+        """Whether the interval is as narrow as the plan asked for."""
+        return len(self.ratios) >= _MIN_FOR_INTERVAL and self.relative_ci <= self.target_relative_ci
+
+    @property
+    def workload_ms(self) -> float:
+        """Median time of one call of the workload, as the clock ran in this session."""
+        return statistics.median(self.workload_ns) / 1e6
+
+    @property
+    def anchor_ms(self) -> float:
+        """Median time of one call of the anchor, as the clock ran in this session."""
+        return statistics.median(self.anchor_ns) / 1e6
+
+
+class HasRatios(Protocol):
+    """One session, however it was stored: its ratios are all that counts."""
+
+    @property
+    def ratios(self) -> Sequence[float]:
+        """Workload over anchor, pair by pair; at least one."""
+        ...
+
+
+@dataclass(frozen=True)
+class SessionStatistics:
+    """What several sessions of one workload say together.
+
+    Args:
+        ratio: Median of the sessions' median ratios.
+        ratio_ci: 95 % confidence interval of `ratio`.
+        relative_sd: Standard deviation between sessions as a share of `ratio`, every session counted; None for one session.
+        label: "ok", or "noisy" when the interval is wider than `NOISY_RELATIVE_CI` to either side.
+    """
+
+    ratio: float
+    ratio_ci: tuple[float, float]
+    relative_sd: float | None
+    label: str
+
+
+def time_paired(workload: Callable[[], object], anchor: Callable[[], object], plan: TimingPlan) -> PairedSamples:
+    """Times a workload in turn with the anchor, until the ratio's interval is narrow, stops narrowing, or time is up.
+
+    Args:
+        workload: Runs once a call and returns when done.
+        anchor: The same for the yardstick.
+        plan: When to stop.
+    """
+    return time_many({"workload": workload}, anchor, plan)["workload"]
+
+
+def time_many(
+    workloads: Mapping[str, Callable[[], object]], anchor: Callable[[], object], plan: TimingPlan
+) -> dict[str, PairedSamples]:
+    """Times several workloads in one session, one pair each in turn, in a new random order every round.
+
+    The workloads then see the same drift, which makes them comparable with each other. A workload leaves the rounds
+    when it is done by itself; the plan's bounds hold for each, the seconds on average.
+
+    Args:
+        workloads: Callables by name, each as in `time_paired`.
+        anchor: The yardstick that each pair contains.
+        plan: When to stop.
+    """
+    order = random.Random(0)
+    with _garbage_collection_off():
+        pairs = {name: _warm_up(workload, anchor, plan, order) for name, workload in workloads.items()}
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in workloads}
+        deadline = time.perf_counter() + plan.max_seconds * len(workloads)
+        active = list(workloads)
+        while active:
+            order.shuffle(active)
+            for name in active:
+                samples[name].append(pairs[name].take(order))
+            late = time.perf_counter() >= deadline
+            active = [name for name in active if not late and not _is_done(samples[name], plan)]
+    return {
+        name: PairedSamples(tuple(w for w, _ in taken), tuple(a for _, a in taken), plan.target_relative_ci)
+        for name, taken in samples.items()
+    }
+
+
+def combine_sessions(sessions: Sequence[HasRatios]) -> SessionStatistics:
+    """Joins the sessions of one workload by the median, which one bad session among three or more cannot move far.
+
+    The interval is Student's around the median. Its scale mixes the scatter of these sessions with the typical one, so
+    it is of use from the first session on; from four sessions on, the farthest one is forgiven.
+
+    Raises:
+        InputError: There is no session.
+    """
+    if not sessions:
+        raise InputError("At least one timing session is needed, but got none.")
+    ratios = np.array([statistics.median(session.ratios) for session in sessions])
+    count = len(ratios)
+    ratio = float(np.median(ratios))
+    within = statistics.median(_relative_ci(session.ratios) for session in sessions) / _Z95
+    typical = _TYPICAL_SESSION_SD**2 + within**2
+    degrees = _TYPICAL_DEGREES + count - 1
+    variance = (_TYPICAL_DEGREES * typical + (count - 1) * _forgiving_sd(ratios / ratio) ** 2) / degrees
+    # A median of three or more normal values scatters up to sqrt(pi / 2) times as much as their mean.
+    efficiency = 1.0 if count < 3 else math.sqrt(math.pi / 2)
+    half_width = student_t95(degrees) * efficiency * math.sqrt(variance / count)
+    return SessionStatistics(
+        ratio=ratio,
+        ratio_ci=(ratio * (1 - half_width), ratio * (1 + half_width)),
+        relative_sd=float(np.std(ratios, ddof=1)) / ratio if count > 1 else None,
+        label="noisy" if half_width > NOISY_RELATIVE_CI else "ok",
+    )
+
+
+def _forgiving_sd(values: np.ndarray) -> float:
+    """Standard deviation around a median of 1; from four values on without the farthest, which one bad session makes."""
+    count = len(values)
+    if count < 2:
+        return 0.0
+    if count < 4:
+        return float(np.std(values, ddof=1))
+    kept = values[np.argsort(np.abs(values - 1))[:-1]]
+    # For normal values the farthest is worth this factor (simulated: 1.66 for 4 values, 1.44 for 5, 1.31 for 7, 1.23 for 10).
+    return float(np.std(kept, ddof=1)) * (1 + 2.4 / count)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % confidence interval of the median from order statistics, which assumes no distribution.
+
+    The k-th smallest and k-th largest value enclose the median unless fewer than k of n fair coins fall on one side.
+    Below six values it is their whole range, which covers less often.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    rank, ways, fewer = 0, 1, 1  # of 2**count outcomes, `ways` have `rank` heads and `fewer` at most `rank`
+    while 40 * fewer <= 2**count:  # 2.5 % on each side
+        ways = ways * (count - rank) // (rank + 1)
+        rank += 1
+        fewer += ways
+    lowest = max(rank - 1, 0)
+    return ordered[lowest], ordered[count - 1 - lowest]
+
+
+def student_t95(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t by its series in 1 / degrees; within 0.3 % from 4 degrees on."""
+    z, n = _Z95, degrees
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )
+
+
+class _Pair:
+    """A workload and the anchor, each with the number of repeats that fills one sample."""
+
+    def __init__(self, workload: Callable[[], object], anchor: Callable[[], object], sample_ms: float) -> None:
+        self._workload, self._anchor = workload, anchor
+        self._workload_repeats = _repeats(workload, sample_ms)
+        self._anchor_repeats = _repeats(anchor, sample_ms)
+
+    def take(self, order: random.Random) -> tuple[float, float]:
+        """One sample of each in random order: ns per call of the workload and of the anchor."""
+        if order.random() < 0.5:
+            workload_ns = _sample_ns(self._workload, self._workload_repeats)
+            return workload_ns, _sample_ns(self._anchor, self._anchor_repeats)
+        anchor_ns = _sample_ns(self._anchor, self._anchor_repeats)
+        return _sample_ns(self._workload, self._workload_repeats), anchor_ns
+
+
+def _sample_ns(call: Callable[[], object], repeats: int) -> float:
+    call()  # brings its own data back into the caches
+    start_ns = time.perf_counter_ns()
+    for _ in repeat(None, repeats):
+        call()
+    return max(time.perf_counter_ns() - start_ns, 1) / repeats
+
+
+def _repeats(call: Callable[[], object], sample_ms: float) -> int:
+    """How many calls fill one sample; doubles until half a sample is filled, so that the estimate itself is sound."""
+    repeats = 1
+    while True:
+        call_ns = _sample_ns(call, repeats)
+        if call_ns * repeats >= 0.5e6 * sample_ms:
+            return math.ceil(1e6 * sample_ms / call_ns)
+        repeats *= 2
+
+
+def _warm_up(workload: Callable[[], object], anchor: Callable[[], object], plan: TimingPlan, order: random.Random) -> _Pair:
+    """Takes windows of pairs until two in a row agree, then sets the repeats by what is warm now."""
+    deadline = time.perf_counter() + plan.max_warmup_seconds
+    pair = _Pair(workload, anchor, plan.sample_ms)
+    ratios: list[float] = []
+    while time.perf_counter() < deadline and not _windows_agree(ratios, plan):
+        workload_ns, anchor_ns = pair.take(order)
+        ratios.append(workload_ns / anchor_ns)
+    return _Pair(workload, anchor, plan.sample_ms)
+
+
+def _windows_agree(ratios: list[float], plan: TimingPlan) -> bool:
+    size = plan.warmup_pairs
+    if len(ratios) < 2 * size or len(ratios) % size:
+        return False
+    before, now = statistics.median(ratios[-2 * size : -size]), statistics.median(ratios[-size:])
+    return abs(now - before) <= plan.warmup_agreement * before
+
+
+def _is_done(taken: list[tuple[float, float]], plan: TimingPlan) -> bool:
+    """Whether the interval is narrow, did not narrow while the pairs doubled (it should by 1 / sqrt 2), or pairs ran out."""
+    if len(taken) >= plan.max_pairs:
+        return True
+    if len(taken) % plan.min_pairs or len(taken) < _MIN_FOR_INTERVAL:
+        return False
+    ratios = [workload_ns / anchor_ns for workload_ns, anchor_ns in taken]
+    width = _relative_ci(ratios)
+    narrows = len(ratios) < 4 * plan.min_pairs or width < _relative_ci(ratios[: len(ratios) // 2])
+    return width <= plan.target_relative_ci or not narrows
+
+
+def _relative_ci(ratios: Sequence[float]) -> float:
+    low, high = median_interval(ratios)
+    return (high - low) / 2 / statistics.median(ratios)
+
+
+@contextmanager
+def _garbage_collection_off() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

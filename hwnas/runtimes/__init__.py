@@ -1,0 +1,36 @@
+"""The inference runtimes that hwnas measures and deploys on; one file each, all meeting the contract in `base`."""
+
+from hwnas.errors import InputError, UnavailableError
+from hwnas.runtimes.base import Availability, Bound, Executable, Runtime, RuntimeConfig, TensorInfo
+from hwnas.runtimes.onnxruntime import OnnxRuntimeCpu
+from hwnas.runtimes.openvino import OpenVinoCpu
+
+__all__ = [
+    "RUNTIMES",
+    "Availability",
+    "Bound",
+    "Executable",
+    "Runtime",
+    "RuntimeConfig",
+    "TensorInfo",
+    "load_runtime",
+]
+
+_ALL: tuple[Runtime, ...] = (OnnxRuntimeCpu(), OpenVinoCpu())
+
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in _ALL}
+
+
+def load_runtime(name: str) -> Runtime:
+    """Returns a runtime that is usable on this machine.
+
+    Raises:
+        InputError: No runtime has that name.
+        UnavailableError: Its package is missing or broken; the message has the command that mends it.
+    """
+    if name not in RUNTIMES:
+        raise InputError(f"There is no runtime {name!r}: choose one of {', '.join(sorted(RUNTIMES))}.")
+    availability = RUNTIMES[name].availability()
+    if not availability.available:
+        raise UnavailableError(f"{name} is not usable here: {availability.reason}.")
+    return RUNTIMES[name]

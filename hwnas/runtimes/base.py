@@ -1,0 +1,194 @@
+"""The contract between hwnas and an inference runtime: describe yourself, compile an ONNX model, run it.
+
+A runtime is one short file that meets `Runtime` and `Executable` below, one line in `hwnas.runtimes.RUNTIMES`, and it
+inherits the contract suite in tests/runtimes. It imports its package inside its methods, so that a machine that lacks
+the package can still list the runtime, with the reason and the remedy.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hwnas.errors import InputError
+
+Setting = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a model is executed.
+
+    Args:
+        threads: Threads that one inference may use.
+        precision: Arithmetic of the floating-point layers, one of the runtime's `precisions`. A quantised model
+            carries its integer layers itself.
+
+    Raises:
+        InputError: `threads` is not a positive whole number.
+    """
+
+    threads: int = 1
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
+            raise InputError(f"threads must be a whole number of at least 1, but got {self.threads!r}.")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime is usable here; when not, `reason` says why and which command changes that."""
+
+    available: bool
+    version: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a model; the shape is fixed, since a latency belongs to one shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One inference on buffers already in place: call it to run, as often as wanted. This is what gets timed.
+
+    Args:
+        infer: Runs once and returns when the results are complete (on a GPU too).
+        read_outputs: Copies the results of the latest run.
+    """
+
+    infer: Callable[[], object]
+    read_outputs: Callable[[], dict[str, np.ndarray]]
+
+    def __call__(self) -> None:
+        self.infer()
+
+
+class Executable(Protocol):
+    """A compiled model; not used after `close`."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs once; the results belong to the caller.
+
+        Raises:
+            InputError: Names, shapes or dtypes are not those of `inputs`.
+        """
+        ...
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
+        """Copies the inputs into buffers of its own and prepares runs on them with the smallest call overhead.
+
+        Raises:
+            InputError: Names, shapes or dtypes are not those of `inputs`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the runtime holds; may be called twice."""
+        ...
+
+
+class Runtime(Protocol):
+    """An inference runtime on one kind of device."""
+
+    name: str
+    precisions: tuple[str, ...]
+
+    def availability(self) -> Availability:
+        """Says whether the runtime is usable here; never raises."""
+        ...
+
+    def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
+        """Everything but the version that decides the latency of a compiled model, under the runtime's own names.
+
+        Exactly what `compile` uses; for an accelerator also the device's name and driver. Needs no package.
+
+        Raises:
+            InputError: The runtime lacks the precision.
+        """
+        ...
+
+    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+        """Compiles an ONNX model, given as its bytes or its file.
+
+        Raises:
+            InputError: The model is malformed, not supported or of open shape, or the runtime lacks the precision.
+            UnavailableError: This machine cannot execute the precision.
+        """
+        ...
+
+
+def probe_package(package: str, install: str) -> Availability:
+    """Imports a runtime's package and reports what came of it.
+
+    Args:
+        package: The module to import.
+        install: The command that installs it.
+    """
+    try:
+        version = importlib.import_module(package).__version__
+    except ModuleNotFoundError as error:
+        if error.name == package.partition(".")[0]:
+            return Availability(False, reason=f"{package} is not installed; run: {install}")
+        return Availability(False, reason=f"{package} lacks its own dependency {error.name}; run: {install}")
+    except Exception as error:  # a broken native library may raise anything; listing the runtimes must survive it
+        why = f"{type(error).__name__}: {one_line(error)}"
+        return Availability(False, reason=f"{package} is installed but does not import ({why}); reinstall it: {install}")
+    return Availability(True, version=version)
+
+
+def check_precision(runtime: Runtime, config: RuntimeConfig) -> None:
+    """Refuses a precision that the runtime does not have.
+
+    Raises:
+        InputError: With the precisions that it does have.
+    """
+    if config.precision not in runtime.precisions:
+        known = ", ".join(runtime.precisions)
+        raise InputError(f"{runtime.name} does not run in {config.precision!r}: choose one of {known}.")
+
+
+def check_inputs(expected: tuple[TensorInfo, ...], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the given arrays in the model's order, contiguous, after checking them against the model.
+
+    Raises:
+        InputError: A name is missing or unknown, or a shape or dtype differs.
+    """
+    names = [tensor.name for tensor in expected]
+    if set(given) != set(names):
+        raise InputError(f"The model's inputs are {sorted(names)}, but got {sorted(given)}: give each by its name.")
+    arrays = {}
+    for tensor in expected:
+        array = given[tensor.name]
+        if not isinstance(array, np.ndarray) or array.shape != tensor.shape or array.dtype != tensor.dtype:
+            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InputError(f"Input {tensor.name!r} must be a {tensor.dtype} array {tensor.shape}, but got {got}.")
+        arrays[tensor.name] = np.asarray(array, order="C")
+    return arrays
+
+
+def compile_refusal(runtime: Runtime, error: Exception) -> InputError:
+    """The error to raise when a runtime's own compiler refuses a model that is valid ONNX as far as it was read."""
+    return InputError(
+        f"{runtime.name} cannot compile the model ({one_line(error)}): export it for an older opset, or check it with "
+        "onnx.checker."
+    )
+
+
+def one_line(error: Exception) -> str:
+    """A native library's error message as one short line, without the lines that only name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if line and not line.startswith("Exception from "))
+    return text if len(text) <= 300 else f"{text[:297]}..."

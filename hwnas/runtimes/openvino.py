@@ -1,0 +1,87 @@
+"""OpenVINO on the CPU (`openvino-cpu`)."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas.errors import UnavailableError
+from hwnas.runtimes.base import (
+    Availability,
+    Bound,
+    Executable,
+    RuntimeConfig,
+    Setting,
+    check_inputs,
+    check_precision,
+    compile_refusal,
+    probe_package,
+)
+from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+
+# The precision is always stated: left alone, OpenVINO computes in bf16 on the CPUs that have it.
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoCpu:
+    """The CPU plugin, tuned for the latency of one request at a time."""
+
+    name = "openvino-cpu"
+    precisions: tuple[str, ...] = tuple(_HINTS)
+
+    def availability(self) -> Availability:
+        return probe_package("openvino", "pip install openvino")
+
+    def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
+        check_precision(self, config)
+        return {
+            "INFERENCE_NUM_THREADS": config.threads,
+            "INFERENCE_PRECISION_HINT": _HINTS[config.precision],
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+
+    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+        settings = self.settings(config)
+        onnx_model = read_onnx(model)
+        import openvino
+
+        core = openvino.Core()
+        if config.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise UnavailableError(f"{self.name} cannot run in bf16: this CPU has no bf16 arithmetic; choose fp32.")
+        try:
+            compiled = core.compile_model(core.read_model(onnx_model.content), "CPU", settings)
+        except RuntimeError as error:
+            raise compile_refusal(self, error) from None
+        return _OpenVinoExecutable(compiled, onnx_model)
+
+
+class _OpenVinoExecutable:
+    def __init__(self, compiled: Any, model: OnnxModel) -> None:
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._request.infer(check_inputs(self.inputs, inputs), share_outputs=True)
+        return self._copy_outputs(self._request)
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
+        import openvino
+
+        request = self._compiled.create_infer_request()
+        for name, array in check_inputs(self.inputs, inputs).items():
+            request.set_tensor(name, openvino.Tensor(array))  # copies: a shared one would not keep the array alive
+        return Bound(
+            infer=partial(request.infer, share_outputs=True),
+            read_outputs=partial(self._copy_outputs, request),
+        )
+
+    def close(self) -> None:
+        self._compiled = self._request = None
+
+    def _copy_outputs(self, request: Any) -> dict[str, np.ndarray]:
+        return {output.name: request.get_tensor(output.name).data.copy() for output in self.outputs}

@@ -1,0 +1,272 @@
+"""The contract of `hwnas.runtimes.base`, held against every runtime; a new runtime is tested by being in RUNTIMES."""
+
+import gc
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from hwnas.errors import InputError, UnavailableError
+from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_runtime
+from tests.runtimes.models import build_model, conv_net, noise, two_input_net
+
+
+@pytest.fixture(params=sorted(RUNTIMES))
+def runtime(request):
+    found = RUNTIMES[request.param].availability()
+    if not found.available:
+        pytest.skip(f"{request.param}: {found.reason}")
+    return load_runtime(request.param)
+
+
+@pytest.fixture
+def executable(runtime):
+    compiled = runtime.compile(conv_net().SerializeToString(), RuntimeConfig())
+    yield compiled
+    compiled.close()
+
+
+IMAGES = noise((2, 3, 16, 16))
+
+
+def reference(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = [output.name for output in model.graph.output]
+    return dict(zip(names, ReferenceEvaluator(model).run(names, inputs), strict=True))
+
+
+def test_an_available_runtime_has_a_version_and_no_reason(runtime):
+    found = runtime.availability()
+    assert found.version and found.reason is None
+    assert "fp32" in runtime.precisions and RUNTIMES[runtime.name] is runtime
+
+
+def test_numbers_are_those_of_the_onnx_reference(executable):
+    result = executable.run({"images": IMAGES})["logits"]
+    np.testing.assert_allclose(result, reference(conv_net(), {"images": IMAGES})["logits"], atol=1e-4, rtol=1e-4)
+
+
+def test_tensors_are_described_as_in_the_model(executable):
+    (images,), (logits,) = executable.inputs, executable.outputs
+    assert (images.name, images.shape, images.dtype) == ("images", (2, 3, 16, 16), np.float32)
+    assert (logits.name, logits.shape, logits.dtype) == ("logits", (2, 5), np.float32)
+    result = executable.run({"images": IMAGES})["logits"]
+    assert (result.shape, result.dtype) == (logits.shape, logits.dtype)
+
+
+def test_several_inputs_and_outputs_are_told_apart_by_name(runtime):
+    inputs = {"gate": np.array(3.0, np.float32), "images": noise((1, 4, 6, 6))}
+    executable = runtime.compile(two_input_net().SerializeToString(), RuntimeConfig())
+    assert [tensor.name for tensor in executable.outputs] == ["total", "product"]
+    bound = executable.bind(inputs)
+    bound()
+    for results in (executable.run(inputs), bound.read_outputs()):
+        for name, expected in reference(two_input_net(), inputs).items():
+            np.testing.assert_allclose(results[name], expected, atol=1e-5, err_msg=name)
+
+
+def test_bind_and_run_agree(executable):
+    bound = executable.bind({"images": IMAGES})
+    bound()
+    np.testing.assert_array_equal(bound.read_outputs()["logits"], executable.run({"images": IMAGES})["logits"])
+
+
+def test_bound_buffers_are_copies_that_live_as_long_as_needed(executable):
+    images = IMAGES.copy()
+    expected = executable.run({"images": images})["logits"]
+    first, second = executable.bind({"images": images}), executable.bind({"images": images + 1})
+    images[:] = 99
+    del images
+    gc.collect()
+    clutter = [np.full((2, 3, 16, 16), 7, np.float32) for _ in range(50)]  # lands in any memory freed too early
+    for _ in range(3):
+        second()
+        first()
+    np.testing.assert_array_equal(first.read_outputs()["logits"], expected)
+    assert np.abs(second.read_outputs()["logits"] - expected).max() > 1e-3
+    assert len(clutter) == 50
+
+
+def test_results_belong_to_the_caller(executable):
+    bound = executable.bind({"images": IMAGES})
+    bound()
+    mine = [bound.read_outputs()["logits"], executable.run({"images": IMAGES})["logits"]]
+    before = mine[0].copy()
+    for result in mine:
+        result[:] = 0
+    bound()
+    np.testing.assert_array_equal(bound.read_outputs()["logits"], before)
+    np.testing.assert_array_equal(executable.run({"images": IMAGES})["logits"], before)
+
+
+def test_two_executables_are_independent(runtime):
+    models = [conv_net(seed) for seed in (1, 2)]
+    one, two = (runtime.compile(model.SerializeToString(), RuntimeConfig()) for model in models)
+    bound = two.bind({"images": IMAGES})
+    one.run({"images": IMAGES + 1})
+    one.close()
+    one.close()  # twice is allowed
+    bound()
+    expected = reference(models[1], {"images": IMAGES})["logits"]
+    np.testing.assert_allclose(bound.read_outputs()["logits"], expected, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(two.run({"images": IMAGES})["logits"], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_inputs_that_are_not_contiguous_are_read_correctly(executable):
+    turned = IMAGES.transpose(0, 1, 3, 2)
+    expected = executable.run({"images": turned.copy()})["logits"]
+    np.testing.assert_array_equal(executable.run({"images": turned})["logits"], expected)
+
+
+def test_nan_does_not_crash(executable):
+    images = IMAGES.copy()
+    images[0] = np.nan
+    result = executable.run({"images": images})["logits"]
+    expected = reference(conv_net(), {"images": IMAGES})["logits"]
+    np.testing.assert_allclose(result[1], expected[1], atol=1e-4, rtol=1e-4)  # the other image is untouched
+
+
+def test_settings_are_plain_and_record_the_threads(runtime):
+    one, two = runtime.settings(RuntimeConfig(threads=1)), runtime.settings(RuntimeConfig(threads=2))
+    assert all(isinstance(value, str | int | float | bool) for value in one.values())
+    assert one == runtime.settings(RuntimeConfig(threads=1))
+    changed = [key for key in one if one[key] != two[key]]
+    assert changed and all((one[key], two[key]) == (1, 2) for key in changed)
+
+
+def test_one_thread_uses_one_core(runtime):
+    if not runtime.name.endswith("-cpu"):
+        pytest.skip("processor time says nothing about an accelerator")
+    model = conv_net(width=64, side=64, depth=4)
+    executable = runtime.compile(model.SerializeToString(), RuntimeConfig(threads=1))
+    bound = executable.bind({"images": noise((2, 3, 64, 64))})
+    bound()
+    wall, busy = time.perf_counter(), time.process_time()
+    for _ in range(20):
+        bound()
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+    assert busy <= 1.2 * wall  # a second working thread would nearly double it on an idle machine
+
+
+@pytest.mark.parametrize("precision", ["fp33", "", "FP32"])
+def test_unknown_precisions_are_refused(runtime, precision):
+    config = RuntimeConfig(precision=precision)
+    for attempt in (lambda: runtime.compile(conv_net().SerializeToString(), config), lambda: runtime.settings(config)):
+        with pytest.raises(InputError, match=r"choose one of .*fp32"):
+            attempt()
+
+
+def test_every_precision_runs_or_says_that_this_machine_cannot(runtime):
+    expected = reference(conv_net(), {"images": IMAGES})["logits"]
+    for precision in runtime.precisions:
+        try:
+            executable = runtime.compile(conv_net().SerializeToString(), RuntimeConfig(precision=precision))
+        except UnavailableError as error:
+            assert precision in str(error)
+            continue
+        error = np.abs(executable.run({"images": IMAGES})["logits"] - expected).max()
+        if precision == "fp32":
+            assert error < 1e-4
+        else:  # an error as small as fp32's would mean that the runtime took no notice
+            assert 1e-4 < error < 5e-2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a model" * 20, conv_net().SerializeToString()[:200], conv_net().SerializeToString()[:-40]],
+    ids=["empty", "text", "head", "truncated"],
+)
+def test_malformed_models_are_refused(runtime, content):
+    with pytest.raises(InputError, match="not valid ONNX"):
+        runtime.compile(content, RuntimeConfig())
+
+
+def test_an_operator_that_no_runtime_knows_is_refused_with_its_name(runtime):
+    node = helper.make_node("Frobnicate", ["x"], ["y"])
+    model = build_model([node], {"x": [1, 4]}, {"y": [1, 4]}, [])
+    with pytest.raises(InputError, match="Frobnicate"):
+        runtime.compile(model.SerializeToString(), RuntimeConfig())
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"image": IMAGES},
+        {"images": IMAGES, "more": IMAGES},
+        {"images": IMAGES[:1]},
+        {"images": IMAGES[..., :-1]},
+        {"images": IMAGES.astype(np.float64)},
+        {"images": IMAGES.astype(">f4")},
+        {"images": IMAGES.tolist()},
+    ],
+    ids=["none", "name", "extra", "batch", "side", "dtype", "byte order", "list"],
+)
+def test_wrong_inputs_are_refused(executable, inputs):
+    for method in (executable.run, executable.bind):
+        with pytest.raises(InputError, match="images"):
+            method(inputs)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.0, "2", True, None])
+def test_threads_must_be_a_positive_whole_number(threads):
+    with pytest.raises(InputError, match="threads"):
+        RuntimeConfig(threads=threads)
+
+
+def test_an_unknown_runtime_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="onnxruntime-cpu") as caught:
+        load_runtime("onnxruntime")
+    assert caught.value.exit_code == 2
+
+
+LISTING = """
+import sys
+from hwnas.errors import UnavailableError
+from hwnas.runtimes import RUNTIMES, load_runtime
+for name, runtime in RUNTIMES.items():
+    found = runtime.availability()
+    try:
+        load_runtime(name)
+    except UnavailableError as error:
+        assert error.exit_code == 5 and str(error).startswith(name) and found.reason in str(error)
+        assert not found.available and found.version is None
+        print(name, "|", found.reason)
+"""
+
+ONLY_THE_BASE = """
+import sys
+
+class OnlyTheBase:
+    def find_spec(self, name, path=None, target=None):
+        base = {"hwnas", "numpy", "onnx", "google", "ml_dtypes", "typing_extensions"}
+        if name.partition(".")[0] not in base | sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, OnlyTheBase())
+"""
+
+
+def list_unusable(program: str) -> dict[str, str]:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return dict(line.split(" | ") for line in done.stdout.splitlines())
+
+
+def test_without_its_package_a_runtime_names_the_command_that_installs_it():
+    reasons = list_unusable(ONLY_THE_BASE + LISTING)
+    assert sorted(reasons) == sorted(RUNTIMES)
+    for reason in reasons.values():
+        assert "not installed" in reason and "pip install" in reason
+
+
+def test_a_package_that_does_not_import_is_a_reason_and_not_a_crash(tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libmissing.so: cannot open shared object file')")
+    (tmp_path / "openvino.py").write_text("import a_module_that_is_not_there")
+    reasons = list_unusable(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{textwrap.dedent(LISTING)}")
+    assert "does not import" in reasons["onnxruntime-cpu"] and "libmissing.so" in reasons["onnxruntime-cpu"]
+    assert "a_module_that_is_not_there" in reasons["openvino-cpu"]
