@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,18 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"The {what} {path} cannot be read ({error.strerror}): check the path.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"The {what} {path} is not valid JSON ({error}): it is truncated or was edited; make it again.") from None
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, absurd numbers, absurd nesting
+        raise InputError(f"The {what} {path} is not valid JSON ({error}): it is truncated or was edited; make it "
+                         "again.") from None
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as hexadecimal text."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_sha256(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON document but for its own `content_sha256` key, whatever the order of its keys: shows an edit."""
+    content = {key: value for key, value in document.items() if key != "content_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,360 @@
+"""The latency table: what was measured, on what, and what follows from it for any network of the space.
+
+Raw samples are kept, statistics derived on loading. Nothing here measures; nothing here needs a runtime.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hwnas.errors import InputError
+from hwnas.files import content_sha256, read_json, write_atomic
+from hwnas.ir.architecture import Architecture
+from hwnas.ir.space import Edge, SearchSpace, space_from_dict
+from hwnas.latency.calibration import Calibration, fit_calibration
+
+# History of the format. 1 (2026-11): first.
+SCHEMA = "hwnas.latency-table/1"
+COVERAGE = 0.95
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AnchorRecord(_Record):
+    """The fixed network that everything is timed in turn with.
+
+    Attributes:
+        name: Which anchor.
+        sha256: Of its ONNX bytes.
+        sessions_ms: Median latency of the anchor in every session, which turns ratios into milliseconds.
+    """
+
+    name: str
+    sha256: str
+    sessions_ms: tuple[float, ...] = Field(min_length=1)
+
+
+class EntryRecord(_Record):
+    """One workload: its ratio to the anchor, sample by sample.
+
+    Attributes:
+        sessions: One tuple of paired ratios for every fresh session.
+        label: `ok`, or `noisy` when the sessions disagree by more than the profiler's target.
+    """
+
+    sessions: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    label: Literal["ok", "noisy"]
+
+    @property
+    def ratio(self) -> float:
+        """Median over sessions of each session's median: one bad session cannot move it far."""
+        return median(median(session) for session in self.sessions)
+
+
+class NetworkRecord(_Record):
+    """A whole network that was measured.
+
+    Attributes:
+        choices: Decision to option.
+        sessions: As in an entry.
+        role: `fit` networks shape the calibration; `held_out` ones only judge it; `exported` ones come from finished
+            artefacts and join the fit.
+    """
+
+    choices: dict[str, str]
+    sessions: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    role: Literal["fit", "held_out", "exported"]
+
+    @property
+    def ratio(self) -> float:
+        return median(median(session) for session in self.sessions)
+
+
+class _Document(_Record):
+    """The file, field by field. `calibration` and `held_out` are written for readers and re-derived on loading."""
+
+    schema_: str = Field(alias="schema")
+    space: str
+    space_hash: str
+    space_definition: dict[str, Any]
+    environment: dict[str, Any]
+    anchor: AnchorRecord
+    entries: dict[str, EntryRecord]
+    networks: tuple[NetworkRecord, ...]
+    calibration: dict[str, Any]
+    held_out: dict[str, Any]
+    content_sha256: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network will take on the table's device, with a 95 % interval (conformal on held-out networks)."""
+
+    latency_ms: float
+    lower_ms: float
+    upper_ms: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How far predictions were off on networks that no fit has seen.
+
+    Attributes:
+        networks: How many.
+        mean_error: Mean relative error.
+        max_error: Largest.
+        within_5_percent: Share of networks within 5 %.
+        spearman: Rank correlation of prediction and measurement (0 with fewer than three networks).
+        interval: Half-width of the relative 95 % interval.
+    """
+
+    networks: int
+    mean_error: float
+    max_error: float
+    within_5_percent: float
+    spearman: float
+    interval: float
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """A measured table; also the trellis' cost model, in milliseconds.
+
+    Attributes:
+        search_space: The space that was profiled.
+        environment: Device, runtime, versions, threads, precision and flags of the measurement.
+        anchor: The anchor's identity and latency.
+        entries: Workload text (`Edge.workload`) to its record.
+        networks: Whole networks, those that calibrate and those that judge.
+    """
+
+    search_space: SearchSpace
+    environment: Mapping[str, Any]
+    anchor: AnchorRecord
+    entries: Mapping[str, EntryRecord]
+    networks: tuple[NetworkRecord, ...]
+
+    unit = "ms"
+
+    @property
+    def space(self) -> str:
+        """Name of the profiled space."""
+        return self.search_space.name
+
+    @cached_property
+    def anchor_ms(self) -> float:
+        """The anchor's latency: median over sessions. A ratio times this is a latency."""
+        return median(self.anchor.sessions_ms)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Fitted on all but the held-out networks."""
+        records = [record for record in self.networks if record.role != "held_out"]
+        sums, blocks = self._features(records)
+        return fit_calibration(sums.tolist(), blocks.astype(int).tolist(), [record.ratio for record in records])
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """Error on networks that the calibration has not seen."""
+        records = [record for record in self.networks if record.role == "held_out"]
+        if not records:
+            return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL)
+        measured = np.array([record.ratio for record in records])
+        rows = self._rows(records)
+        predicted = (self.constant + self._sum_edges(rows, "cost")) / self.anchor_ms
+        errors = np.abs(measured / predicted - 1)
+        return HeldOut(len(records), float(errors.mean()), float(errors.max()), float((errors <= 0.05).mean()),
+                       _spearman(predicted, measured), conformal_interval(errors))
+
+    @property
+    def constant(self) -> float:
+        """What every network costs beyond its edges, in ms."""
+        return self.calibration.intercept * self.anchor_ms
+
+    def edge_cost(self, edge: Edge) -> float:
+        """Milliseconds that an edge adds to a network.
+
+        Raises:
+            InputError: The table has no entry for the edge's workload.
+        """
+        if self._is_free(edge):
+            return 0.0
+        cost = self.calibration.scale * self._entry(edge).ratio + self.calibration.per_block
+        return max(cost, 0.0) * self.anchor_ms  # a block never shortens a network; noise on a tiny one might say so
+
+    def predict(self, architecture: Architecture) -> Prediction:
+        """Predicts one network's latency.
+
+        Raises:
+            InputError: The architecture is not of the table's space, or the table lacks one of its blocks.
+        """
+        return self.predict_many([architecture])[0]
+
+    def predict_many(self, architectures: Sequence[Architecture]) -> list[Prediction]:
+        """Predicts many networks at once."""
+        rows = self.search_space.indices(architectures)
+        return [self.interval_around(float(latency)) for latency in self.constant + self._sum_edges(rows, "cost")]
+
+    def interval_around(self, latency_ms: float) -> Prediction:
+        """The prediction whose centre is the given latency."""
+        half = self.held_out.interval
+        return Prediction(latency_ms, latency_ms * max(0.0, 1 - half), latency_ms * (1 + half))
+
+    def promise_budget(self, max_latency_ms: float) -> float:
+        """The predicted latency whose upper end is the budget: what a search may use for a promise to hold."""
+        return max_latency_ms / (1 + self.held_out.interval)
+
+    def missing_workloads(self) -> list[str]:
+        """Workloads of the space that have no entry yet, in the space's order."""
+        seen = dict.fromkeys(edge.workload for step in self.search_space.steps for edge in step.edges
+                             if not self._is_free(edge))
+        return [workload for workload in seen if workload not in self.entries]
+
+    def with_networks(self, records: Sequence[NetworkRecord]) -> "LatencyTable":
+        """The same table with more measured networks (a certification that failed, for example)."""
+        return LatencyTable(self.search_space, self.environment, self.anchor, self.entries, (*self.networks, *records))
+
+    def _is_free(self, edge: Edge) -> bool:
+        return edge.block.kind == "identity"
+
+    def _entry(self, edge: Edge) -> EntryRecord:
+        try:
+            return self.entries[edge.workload]
+        except KeyError:
+            raise InputError(f"The table of {self.space!r} has no entry for {edge.workload}: complete it with "
+                             f"'hwnas profile --device {self.environment.get('runtime')} --space ...'.") from None
+
+    def _features(self, records: Sequence[NetworkRecord]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Block sums (N,) in ratios and block counts (N,) of measured networks."""
+        rows = self._rows(records)
+        return self._sum_edges(rows, "ratio"), self._sum_edges(rows, "count")
+
+    def _rows(self, records: Sequence[NetworkRecord]) -> NDArray[np.int64]:
+        return self.search_space.indices([self.search_space.architecture(record.choices) for record in records])
+
+    def _sum_edges(self, rows: NDArray[np.int64], what: Literal["ratio", "count", "cost"]) -> NDArray[np.float64]:
+        """Walks the trellis with all rows (N, decisions) at once and sums one quantity of the edges passed."""
+        totals = np.zeros(len(rows))
+        states = np.zeros(len(rows), dtype=np.int64)
+        decision = 0
+        for step in self.search_space.steps:
+            chosen = rows[:, decision] if step.is_decision else np.zeros(len(rows), dtype=np.int64)
+            decision += step.is_decision
+            edges = states * len(step.options) + chosen  # a step's edges are ordered by input, then option
+            used = {int(index): step.edges[index] for index in np.unique(edges)}
+            values = np.zeros(len(step.edges))
+            for index, edge in used.items():
+                if not self._is_free(edge):
+                    values[index] = {"ratio": lambda e: self._entry(e).ratio, "count": lambda e: 1.0,
+                                     "cost": self.edge_cost}[what](edge)
+            totals += values[edges]
+            states = np.array([edge.target for edge in step.edges], dtype=np.int64)[edges]
+        return totals
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that is stored; `content_sha256` covers everything else in it."""
+        content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "space": self.space,
+            "space_hash": self.search_space.hash,
+            "environment": dict(self.environment),
+            "anchor": self.anchor.model_dump() | {"latency_ms": self.anchor_ms},
+            "calibration": vars(self.calibration),
+            "held_out": vars(self.held_out),
+            "entries": {key: {"label": entry.label, "ratio": entry.ratio, "sessions": entry.sessions}
+                        for key, entry in self.entries.items()},
+            "networks": [record.model_dump() for record in self.networks],
+            "space_definition": self.search_space.to_dict(),
+        }
+        return content | {"content_sha256": content_sha256(content)}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the table atomically, one entry a line."""
+        return write_atomic(path, _dump_lines(self.to_dict()))
+
+
+_UNKNOWN_INTERVAL = 1.0  # no network has judged the table: half to double, and no promise worth the word
+
+
+def load_table(path: str | os.PathLike[str]) -> LatencyTable:
+    """Reads a table file and checks it whole.
+
+    Raises:
+        InputError: Missing, truncated, edited, of another schema, or with values that cannot be.
+    """
+    document = read_json(path, "latency table")
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
+        raise InputError(f"A latency table has schema {SCHEMA!r}, but {path} has {found!r}: profile the space again.")
+    if document.get("content_sha256") != content_sha256(document):
+        raise InputError(f"A latency table must be as it was measured, but the content of {path} does not match its own "
+                         "hash: it was edited or damaged; restore it or profile again.")
+    try:
+        derived = {"anchor": {key: value for key, value in document["anchor"].items() if key != "latency_ms"},
+                   "entries": {key: {part: value for part, value in entry.items() if part != "ratio"}
+                               for key, entry in document["entries"].items()}}
+        record = _Document.model_validate(document | derived)
+    except (ValidationError, KeyError, AttributeError, TypeError) as error:
+        reason = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (str(error),), "msg": "missing"}
+        raise InputError(f"A latency table's fields must be complete, but {path} fails at "
+                         f"{'.'.join(map(str, reason['loc']))} ({reason['msg']}): profile the space again.") from None
+    space = space_from_dict(record.space_definition)
+    if space.hash != record.space_hash:
+        raise InputError(f"A table's space must match its hash, but in {path} it does not: profile the space again.")
+    measured: list[EntryRecord | NetworkRecord] = [*record.entries.values(), *record.networks]
+    samples = [sample for owner in measured for session in owner.sessions for sample in (session or (math.nan,))]
+    if not all(sample > 0 for sample in (*samples, *record.anchor.sessions_ms)):
+        raise InputError(f"Measured samples must be positive, but {path} has an empty session or one that is not: profile "
+                         "the space again.")
+    table = LatencyTable(space, record.environment, record.anchor, record.entries, record.networks)
+    for network in table.networks:
+        space.architecture(network.choices)
+    return table
+
+
+def conformal_interval(errors: NDArray[np.float64], coverage: float = COVERAGE) -> float:
+    """Half-width that covers a new network's relative error with the given probability.
+
+    Split conformal prediction (Lei et al. 2018, arXiv 1604.04173, sec. 2.2): the ceil((n + 1) * coverage)-th smallest
+    error. With fewer than 19 networks a 95 % statement is not possible; then the largest error, widened by what the
+    missing networks could hide, is taken.
+    """
+    ordered = np.sort(errors)
+    rank = math.ceil((ordered.size + 1) * coverage)
+    if rank <= ordered.size:
+        return float(ordered[rank - 1])
+    return float(ordered[-1] * rank / ordered.size)
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if a.size < 3:
+        return 0.0
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]  # measured ratios do not tie
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _dump_lines(document: dict[str, Any]) -> str:
+    """JSON with one line for every entry and network: compact, and readable in a diff."""
+    parts = []
+    for key, value in document.items():
+        if key == "entries":
+            rows = [f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()]
+            parts.append(f' "{key}": {{\n' + ",\n".join(rows) + "\n }")
+        elif key == "networks":
+            rows = [f"  {json.dumps(row)}" for row in value]
+            parts.append(f' "{key}": [\n' + ",\n".join(rows) + "\n ]")
+        else:
+            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"

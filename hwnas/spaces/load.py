@@ -1,0 +1,109 @@
+"""Finds a space: a published name, a Python file's attribute, or a YAML/JSON file.
+
+The YAML form is the space's own JSON form plus three conveniences for layers: `repeat` makes several layers of one
+description, `first` overrides fields of the first of them, and `grid` spells out the product of lists as options:
+
+    - name: stage1
+      repeat: 3
+      first: {stride: 2}
+      grid: {kind: mbconv, out_channels: 24, kernel: [3, 5], expansion: [3, 6]}
+      options: {skip: {kind: identity}}       # optional, beside the grid; not for a `first` with overrides
+"""
+
+import importlib.util
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hwnas.errors import InputError
+from hwnas.ir.space import SearchSpace, space_from_dict
+from hwnas.spaces import SPACES
+
+
+def load_space(reference: str) -> SearchSpace:
+    """Loads a space by `NAME`, `file.py:attribute`, `file.yaml` or `file.json`.
+
+    An attribute may be a `SearchSpace` or a function without arguments that returns one. A Python file is run as it is:
+    load only files that you trust.
+
+    Raises:
+        InputError: Unknown name, unreadable file, or an invalid space.
+    """
+    if reference in SPACES:
+        return SPACES[reference]()
+    path_text, _, attribute = reference.rpartition(":")
+    if path_text.endswith(".py"):
+        return _load_python(Path(path_text), attribute)
+    if reference.endswith((".yaml", ".yml", ".json")):
+        return _load_yaml(Path(reference))
+    raise InputError(f"A space is one of {', '.join(SPACES)}, or file.py:attribute, or file.yaml, but got {reference!r}.")
+
+
+def _load_python(path: Path, attribute: str) -> SearchSpace:
+    spec = importlib.util.spec_from_file_location(f"hwnas_user_space_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"The space file {path} cannot be read: check the path.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        value = getattr(module, attribute)
+        space = value() if callable(value) else value
+    except InputError:
+        raise
+    except Exception as error:  # the user's own code: whatever it raises is theirs to see in one sentence
+        raise InputError(f"The space {path}:{attribute} must load, but raised {type(error).__name__}: {error}.") from error
+    if not isinstance(space, SearchSpace):
+        raise InputError(f"{path}:{attribute} must be a hwnas.SearchSpace, but is {type(space).__name__}.")
+    return space
+
+
+def _load_yaml(path: Path) -> SearchSpace:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The space file {path} cannot be read ({error.strerror}): check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"The space file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if isinstance(document, Mapping) and isinstance(document.get("layers"), list):
+        document = {**document, "layers": [layer for entry in document["layers"] for layer in _expand(entry)]}
+    return space_from_dict(document)
+
+
+def _expand(entry: Any) -> list[Any]:
+    """One layer entry with `repeat`, `first` and `grid` to plain layer documents."""
+    if not isinstance(entry, Mapping) or not {"repeat", "first", "grid"} & set(entry):
+        return [entry]
+    unknown = set(entry) - {"name", "repeat", "first", "grid", "options", "block"}
+    repeat, first = entry.get("repeat", 1), entry.get("first", {})
+    if unknown or not isinstance(repeat, int) or not 1 <= repeat <= 1000 or not isinstance(first, Mapping):
+        raise InputError(f"Layer {entry.get('name')!r} takes name, block or options or grid, repeat (1 to 1000) and first (a "
+                         f"mapping), but has {str(dict(entry))[:160]}.")
+    layers = []
+    for index in range(repeat):
+        overrides = first if index == 0 else {}
+        layer: dict[str, Any] = {"name": entry.get("name") if repeat == 1 else f"{entry.get('name')}_{index + 1}"}
+        if "block" in entry:
+            layer["block"] = {**entry["block"], **overrides} if isinstance(entry["block"], Mapping) else entry["block"]
+        options = dict(_grid_options({**entry["grid"], **overrides})) if isinstance(entry.get("grid"), Mapping) else {}
+        if not overrides and isinstance(entry.get("options"), Mapping):
+            options |= entry["options"]
+        if options:
+            layer["options"] = options
+        layers.append(layer)
+    return layers
+
+
+def _grid_options(grid: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    axes = {key: value for key, value in grid.items() if isinstance(value, list)}
+    fixed = {key: value for key, value in grid.items() if key not in axes}
+    options = []
+    for values in itertools.product(*axes.values()):
+        name = "_".join(f"{key[0]}{value}".replace(".", "p") for key, value in zip(axes, values, strict=True))
+        options.append((name or "only", {**fixed, **dict(zip(axes, values, strict=True))}))
+    if len({name for name, _ in options}) < len(options):  # two axes with one initial: spell the names out
+        options = [("_".join(f"{key}-{document[key]}".replace(".", "p") for key in axes), document)
+                   for _, document in options]
+    return options

@@ -1,0 +1,191 @@
+"""The table: what is derived from the samples, what is refused, and that it is the trellis' cost model."""
+
+import json
+import math
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwnas.errors import HwnasError, InputError
+from hwnas.files import content_sha256
+from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Stem
+from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.ir.trellis import Trellis
+from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, conformal_interval, load_table
+
+
+def _space() -> SearchSpace:
+    """Widths vary, so that an option's cost depends on the option before it."""
+    return SearchSpace("toy", (3, 16, 16), (
+        Fixed("stem", Stem(8)),
+        Decision("width", {"narrow": ConvBlock(8), "wide": ConvBlock(16)}),
+        Decision("body", {"k3": MBConv(16, 3, 3), "k5": MBConv(16, 5, 3), "plain": ConvBlock(16)}),
+        Decision("tail", {"conv": ConvBlock(16), "skip": Identity()}),
+        Fixed("head", Head(10)),
+    ))
+
+
+def _table(space: SearchSpace | None = None, networks: int = 40, noise: float = 0.0, held_out: int = 20) -> LatencyTable:
+    """A table whose networks follow `0.05 + 0.8 * sum - 0.01 * blocks` exactly, or with noise."""
+    space = space or _space()
+    generator = np.random.default_rng(0)
+    edges = {edge.workload: edge for step in space.steps for edge in step.edges if edge.block.kind != "identity"}
+    entries = {key: EntryRecord(sessions=tuple(tuple(value * generator.normal(1, 0.01, 5)) for _ in range(3)), label="ok")
+               for key, value in zip(edges, generator.uniform(0.05, 0.5, len(edges)), strict=True)}
+    bare = LatencyTable(space, {"runtime": "onnxruntime-cpu", "threads": 1},
+                        AnchorRecord(name="anchor", sha256="0" * 64, sessions_ms=(0.5, 0.52, 0.48)), entries, ())
+    records = []
+    for index, network in enumerate(Trellis(space).sample(networks, seed=3)):
+        chosen = _edges_of(space, network)
+        ratio = 0.05 + 0.8 * sum(entries[edge.workload].ratio for edge in chosen) - 0.01 * len(chosen)
+        ratio *= generator.normal(1, noise) if noise else 1
+        records.append(NetworkRecord(choices=dict(network.choices), sessions=((ratio,),),
+                                     role="held_out" if index < held_out else "fit"))
+    return bare.with_networks(records)
+
+
+def _edges_of(space, network):
+    source, edges = 0, []
+    for step in space.steps:
+        option = step.options.index(network.choices[step.name]) if step.is_decision else 0
+        edge = next(edge for edge in step.edges if (edge.source, edge.option) == (source, option))
+        source = edge.target
+        if edge.block.kind != "identity":
+            edges.append(edge)
+    return edges
+
+
+def test_prediction_is_the_calibrated_sum_of_the_path():
+    table = _table()
+    for network in Trellis(table.search_space).sample(20, seed=9):
+        edges = _edges_of(table.search_space, network)
+        total = 0.05 + 0.8 * sum(table.entries[edge.workload].ratio for edge in edges) - 0.01 * len(edges)
+        assert table.predict(network).latency_ms == pytest.approx(0.5 * total, rel=1e-6)
+
+
+def test_trellis_costs_are_the_predictions():
+    table = _table(noise=0.02)
+    trellis = Trellis(table.search_space, table)
+    networks = trellis.sample(24, seed=1)
+    assert [one.latency_ms for one in table.predict_many(networks)] == pytest.approx(
+        [trellis.cost(network) for network in networks], rel=1e-6)
+
+
+def test_held_out_networks_do_not_touch_the_calibration():
+    table = _table(noise=0.02)
+    spoiled = [replace_sessions(record, ((99.0,),)) if record.role == "held_out" else record for record in table.networks]
+    assert replace(table, networks=tuple(spoiled)).calibration == table.calibration
+
+
+def replace_sessions(record: NetworkRecord, sessions) -> NetworkRecord:
+    return NetworkRecord(choices=record.choices, sessions=sessions, role=record.role)
+
+
+def test_one_bad_session_of_three_does_not_move_an_entry():
+    good = EntryRecord(sessions=((1.0, 1.01), (0.99, 1.0), (1.0, 1.0)), label="ok")
+    bad = EntryRecord(sessions=((1.0, 1.01), (2.65, 2.65), (1.0, 1.0)), label="noisy")
+    assert bad.ratio == pytest.approx(good.ratio, rel=0.01)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(19, 60), st.integers(0, 10**6))
+def test_conformal_interval_is_the_order_statistic(count, seed):
+    errors = np.abs(np.random.default_rng(seed).normal(size=count))
+    half = conformal_interval(errors)
+    # the definition: the smallest observed error that at least ceil((n + 1) 95 %) errors do not exceed
+    enough = [error for error in errors if (errors <= error).sum() >= math.ceil((count + 1) * 0.95)]
+    assert half == min(enough)
+
+
+def test_conformal_interval_covers_new_draws():
+    generator = np.random.default_rng(5)
+    covered = [abs(generator.standard_t(5)) <= conformal_interval(np.abs(generator.standard_t(5, 24))) for _ in range(4000)]
+    assert 0.94 <= np.mean(covered) <= 0.98  # between coverage and coverage + 1 / (n + 1), and the sampling error
+
+
+def test_interval_is_wide_when_nothing_judged_the_table():
+    table = _table(held_out=0)
+    one = table.predict(Trellis(table.search_space).sample(1)[0])
+    assert (one.lower_ms, one.upper_ms) == (0.0, 2 * one.latency_ms)
+
+
+def test_promise_budget_is_where_the_upper_end_meets_the_budget():
+    table = _table(noise=0.03)
+    assert table.interval_around(table.promise_budget(0.7)).upper_ms == pytest.approx(0.7)
+
+
+def test_round_trip(tmp_path):
+    table = _table(noise=0.02)
+    again = load_table(table.save(tmp_path / "table.json"))
+    assert again == table and again.calibration == table.calibration
+    assert again.to_dict() == table.to_dict()
+
+
+def test_file_has_the_documented_keys(tmp_path):
+    document = json.loads(_table().save(tmp_path / "table.json").read_text())
+    assert {"schema", "space", "space_hash", "environment", "anchor", "entries", "calibration", "held_out"} <= set(document)
+    assert document["space"] == "toy" and document["anchor"]["latency_ms"] == median((0.5, 0.52, 0.48))
+
+
+def test_missing_entry_names_workload_and_command():
+    table = _table()
+    workload = next(iter(table.entries))
+    short = replace(table, entries={key: entry for key, entry in table.entries.items() if key != workload}, networks=())
+    assert short.missing_workloads() == [workload]
+    with pytest.raises(InputError, match=r"no entry for .*hwnas profile"):
+        Trellis(short.search_space, short)
+
+
+def test_truncated_table_is_refused_and_left_alone(tmp_path):
+    path = _table().save(tmp_path / "table.json")
+    content = path.read_bytes()[:-200]
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not valid JSON"):
+        load_table(path)
+    assert path.read_bytes() == content
+
+
+def test_edited_table_is_refused(tmp_path):
+    path = _table().save(tmp_path / "table.json")
+    path.write_text(path.read_text().replace('"latency_ms": 0.5', '"latency_ms": 0.4'))
+    with pytest.raises(InputError, match="edited"):
+        load_table(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_damage_is_an_input_error(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("fuzz") / "table.json"
+    text = json.dumps(_table(networks=4, held_out=2).to_dict())
+    start = data.draw(st.integers(0, len(text) - 1))
+    damage = data.draw(st.text(max_size=5))
+    path.write_text(text[:start] + damage + text[start + data.draw(st.integers(1, 40)):])
+    try:
+        load_table(path)
+    except HwnasError:
+        pass  # the only thing that may come out
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda d: d["entries"].clear() or d["entries"].update({"x": {"sessions": [], "label": "ok", "ratio": 1}}),
+    lambda d: d["networks"][0]["choices"].update(body="k9"),
+    lambda d: d["networks"][0].update(sessions=[[]]),
+    lambda d: d["networks"][0].update(sessions=[[-1.0]]),
+    lambda d: d["anchor"].update(sessions_ms=[0.0]),
+    lambda d: d.pop("environment"),
+    lambda d: d.update(schema="hwnas.latency-table/99"),
+    lambda d: d.update(space_hash="0" * 64),
+])
+def test_consistent_but_impossible_content_is_refused(tmp_path, spoil):
+    """The hash is made anew: the checks behind it must hold on their own."""
+    document = json.loads(json.dumps(_table(networks=4, held_out=2).to_dict()))
+    spoil(document)
+    document["content_sha256"] = content_sha256(document)
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError):
+        load_table(path)
