@@ -31,7 +31,7 @@ class Architecture:
         object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
 
     def __hash__(self) -> int:
-        return hash((self.space_hash, tuple(self.choices.values())))
+        return hash((self.space_hash, frozenset(self.choices.items())))  # equality ignores the order
 
     def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping cannot be copied to another process as it is
         return Architecture, (self.space, self.space_hash, dict(self.choices))

@@ -51,8 +51,11 @@ class Block:
                 raise InputError(f"{self.kind}: activation must be one of {', '.join(ACTIVATIONS)}, but is {value!r}")
             if isinstance(value, int | float) and not isinstance(value, bool):
                 low = 0 if field.name in ("dropout", "se_ratio") else 1
-                if not low <= value < 1 << 20:
-                    raise InputError(f"{self.kind}: {field.name} must be at least {low}, but is {value}")
+                high = 1 if field.name == "dropout" else 1 << 20
+                if not low <= value < high:
+                    raise InputError(f"{self.kind}: {field.name} must be at least {low} and below {high}, but is {value}")
+                if float in types:  # 6 and 6.0 are one block, so they must have one signature
+                    object.__setattr__(self, field.name, float(value))
             if field.name == "kernel" and value % 2 == 0:
                 raise InputError(f"{self.kind}: kernel must be odd, so that padding keeps the resolution, but is {value}")
 
@@ -99,7 +102,7 @@ def block_from_dict(document: Any) -> Block:
     Raises:
         InputError: Not a mapping with a known `kind`, or fields that this kind does not have.
     """
-    if not isinstance(document, Mapping) or document.get("kind") not in BLOCKS:
+    if not isinstance(document, Mapping) or document.get("kind") not in tuple(BLOCKS):
         raise InputError(f"A block must be a mapping with a 'kind' among {', '.join(BLOCKS)}, but is {document!r}.")
     return BLOCKS[document["kind"]].from_fields({key: value for key, value in document.items() if key != "kind"})
 

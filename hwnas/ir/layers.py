@@ -142,6 +142,8 @@ class Pool(Layer):
 
     def infer(self, *inputs: TensorShape) -> TensorShape:
         (x,) = inputs
+        if self.padding > self.kernel // 2:
+            raise InputError(f"a pool's padding must be at most half its kernel, but is {self.padding} for kernel {self.kernel}")
         return _slide(f"a {self.kind} pool", x, x.channels, (self.kernel,) * 2, self.stride, (self.padding,) * 2)
 
 

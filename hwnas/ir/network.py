@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hwnas.errors import InputError
-from hwnas.ir.layers import BatchNorm, Layer
+from hwnas.ir.layers import Activation, Add, BatchNorm, Dropout, Layer, Linear
 from hwnas.ir.shape import TensorShape
 
 if TYPE_CHECKING:
@@ -96,6 +96,16 @@ class Network:
     @property
     def output_shape(self) -> TensorShape:
         return self.input_shape if self.output == INPUT else self._by_name[self.output].shape
+
+    @cached_property
+    def vectors(self) -> frozenset[str]:
+        """Nodes whose tensor the lowerings keep as `(N, F)`: linear layers, and what works element by element on them."""
+        vectors: set[str] = set()
+        for node in self.nodes:
+            if isinstance(node.layer, Linear) or (
+                    isinstance(node.layer, Activation | Add | Dropout) and vectors.issuperset(node.inputs)):
+                vectors.add(node.name)
+        return frozenset(vectors)
 
     @cached_property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:

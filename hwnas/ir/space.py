@@ -33,6 +33,10 @@ class Fixed:
     name: str
     block: Block
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.block, Block):
+            raise InputError(f"A fixed layer must be a block, but {self.name!r} is {self.block!r}.")
+
     @property
     def options(self) -> Mapping[str, Block]:
         return {self.block.kind: self.block}
@@ -51,7 +55,10 @@ class Decision:
     options: Mapping[str, Block]
 
     def __init__(self, name: str, options: Mapping[str, Block] | Iterable[tuple[str, Block]]) -> None:
-        pairs = list(options.items() if isinstance(options, Mapping) else options)
+        try:
+            pairs = [(option, block) for option, block in (options.items() if isinstance(options, Mapping) else options)]
+        except (TypeError, ValueError):
+            raise InputError(f"Options must map names to blocks, but those of decision {name!r} are {options!r}.") from None
         if not pairs:
             raise InputError(f"A decision needs at least one option, but {name!r} has none: add one or make it fixed.")
         seen: dict[Block, str] = {}
@@ -68,7 +75,7 @@ class Decision:
         object.__setattr__(self, "options", dict(pairs))
 
     def __hash__(self) -> int:
-        return hash((self.name, tuple(self.options.items())))
+        return hash((self.name, frozenset(self.options.items())))  # equality ignores the order
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,9 @@ class SearchSpace:
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
         object.__setattr__(self, "layers", tuple(self.layers))
+        for layer in self.layers:
+            if not isinstance(layer, Fixed | Decision):
+                raise InputError(f"A space's layers must be fixed layers and decisions, but {self.name!r} has {layer!r}.")
         names = [layer.name for layer in self.layers]
         for text in [self.name, *names, *(option for layer in self.decisions for option in layer.options)]:
             if not isinstance(text, str) or not _NAME.fullmatch(text):
@@ -272,7 +282,8 @@ def space_from_dict(document: Any) -> SearchSpace:
         InputError: The document is not a space, or the space is not valid.
     """
     if not isinstance(document, Mapping) or document.get("schema", SCHEMA) != SCHEMA:
-        raise InputError(f"A space must be a mapping of schema {SCHEMA!r}, but is {str(document)[:80]!r}.")
+        found = f"has schema {document['schema']!r}" if isinstance(document, Mapping) else f"is {str(document)[:80]!r}"
+        raise InputError(f"A space must be a mapping of schema {SCHEMA!r}, but this one {found}.")
     missing = [key for key in ("name", "input_shape", "layers") if key not in document]
     if missing or not isinstance(document["layers"], Sequence):
         raise InputError(f"A space needs name, input_shape and a list of layers; {(missing or ['layers'])[0]!r} is missing "
@@ -286,10 +297,19 @@ def _layer_from_dict(document: Any) -> Fixed | Decision:
             ("block" in document) == ("options" in document)):
         raise InputError(f"A layer is a name with either a block or options, but is {str(document)[:120]!r}.")
     if "block" in document:
-        return Fixed(document["name"], block_from_dict(document["block"]))
+        return Fixed(document["name"], _block_from_dict(document["block"], f"Layer {document['name']!r}"))
     if not isinstance(document["options"], Mapping):
         raise InputError(f"The options of decision {document['name']!r} must be a mapping from name to block.")
-    return Decision(document["name"], {str(name): block_from_dict(block) for name, block in document["options"].items()})
+    return Decision(document["name"], [
+        (str(option), _block_from_dict(block, f"Decision {document['name']!r}, option {str(option)!r}"))
+        for option, block in document["options"].items()])
+
+
+def _block_from_dict(document: Any, where: str) -> Block:
+    try:
+        return block_from_dict(document)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _checked_shape(shape: Any) -> TensorShape:

@@ -1,0 +1,34 @@
+# make quickstart | make test | make lint | make test-slow
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-slow lint clean
+
+# Torch is pinned here: an open range may bring several gigabytes of GPU packages to a machine without a GPU.
+$(VENV)/.runs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --editable ".[all]"
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+quickstart: $(VENV)/.runs
+	$(BIN)/hwnas compile examples/quickstart.yaml --output runs/quickstart
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+
+test-slow: $(VENV)/.tests
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) .venv-base build *.egg-info

@@ -1,0 +1,225 @@
+"""The whole pipeline from one configuration: profile, train, search, export, measure, and again until the promise holds.
+
+Every stage leaves its files in the output folder and finds what an earlier run left there, so that an interrupted run
+continues, and another budget reuses table, supernet and scores:
+
+    OUTPUT/table.json                    the latency table
+    OUTPUT/supernet/                     the trained supernet
+    OUTPUT/<budget>ms/search-<limit>ms/  a search; the limit is on predictions, and a round may lower it
+    OUTPUT/<budget>ms/artifact/          the artefact
+    OUTPUT/<budget>ms/summary.json       what came out, beside the space's smallest, largest and a random network
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hwnas.data import Dataset, load_dataset
+from hwnas.errors import InfeasibleError, InputError
+from hwnas.files import write_json
+from hwnas.ir.architecture import Architecture
+from hwnas.ir.space import SearchSpace
+from hwnas.ir.trellis import Trellis
+from hwnas.latency.table import LatencyTable, NetworkRecord, load_table
+from hwnas.lower.onnx import to_onnx
+from hwnas.pipeline.config import CompileConfig
+from hwnas.pipeline.constraint import Constraint, latency_constraint
+from hwnas.pipeline.export import export_from_supernet, test_accuracy
+from hwnas.pipeline.measure import Target, measure_artifact, target_of_table
+from hwnas.pipeline.search import SearchSettings, search_supernet
+from hwnas.profiling.profiler import ProfilePlan, profile_space
+from hwnas.runtimes import load_runtime
+from hwnas.runtimes.base import RuntimeConfig
+from hwnas.search.evolution import EvolutionConfig
+from hwnas.supernet.config import TrainConfig
+from hwnas.supernet.train import load_supernet, train_supernet
+
+Bar = Callable[[int, int, str], None]
+Stage = Callable[[str], AbstractContextManager[Bar]]  # opens a progress bar with a title
+
+SUMMARY_SCHEMA = "hwnas.summary/1"
+
+
+@dataclass(frozen=True)
+class NetworkReport:
+    """One line of the final table: predicted and measured latency in ms, top-1 on the test set, MACs, parameters."""
+
+    name: str
+    architecture: dict[str, str]
+    predicted_ms: float
+    predicted_lower_ms: float
+    predicted_upper_ms: float
+    measured_ms: float
+    accuracy: float
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class CompileSummary:
+    """What a compilation found.
+
+    Attributes:
+        artifact: The artefact's folder.
+        budget_ms: The budget.
+        promised: The budget was met by the upper end of the prediction.
+        verdict: `kept` or `broken`: the measured latency against the budget.
+        rounds: Searches until the promise held.
+        feasible_range_ms: Predicted latency of the space's fastest and slowest network.
+        held_out: The table's error on networks that no fit has seen.
+        networks: The winner first, then what it is compared with.
+    """
+
+    artifact: str
+    budget_ms: float
+    promised: bool
+    verdict: str
+    rounds: int
+    feasible_range_ms: tuple[float, float]
+    held_out: dict[str, float]
+    networks: tuple[NetworkReport, ...]
+
+
+def compile_space(config: CompileConfig, space: SearchSpace, output: str | os.PathLike[str], stage: Stage,
+                  overwrite: bool = False) -> CompileSummary:
+    """Runs the pipeline, or what is left of it.
+
+    Args:
+        config: What to do.
+        space: The configuration's space, loaded.
+        output: The folder; whatever an earlier run of the same configuration left in it is used.
+        stage: Opens a progress bar.
+        overwrite: Discard supernet and searches of another configuration in that folder.
+
+    Raises:
+        InfeasibleError: No network meets the budget, or none was found whose measured latency does.
+        InputError: The folder holds the results of another configuration.
+        VerificationError: The exported model does not compute what PyTorch computes.
+    """
+    root = Path(output)
+    with stage("data") as bar:
+        bar(0, 1, config.data)
+        dataset = load_dataset(config.data, seed=config.seed)
+        bar(1, 1, f"{len(dataset.train)} training images, {dataset.num_classes} classes")
+    table = _table(config, space, root, stage)
+    target = target_of_table(table)
+    budget_ms = _budget_ms(config, table)
+    latency_constraint(table, budget_ms)  # an impossible budget ends here, before anything is trained
+    supernet_dir = root / "supernet"
+    with stage("train") as bar:
+        train = TrainConfig(epochs=config.train.epochs, batch_size=config.train.batch_size, method=config.train.method,
+                            learning_rate=config.train.learning_rate, threads=config.train.threads, seed=config.seed)
+        train_supernet(space, dataset, supernet_dir, train, data_source={"spec": config.data, "seed": config.seed},
+                       overwrite=overwrite, progress=lambda done, total, loss, speed: bar(
+                           done, total, f"loss {loss:.3f}, {speed:.0f} images/s"))
+    run = _Run(config, root, root / f"{budget_ms:.6g}ms", dataset, supernet_dir, target, budget_ms, stage, overwrite)
+    return run.execute(table)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Search, export and measurement for one budget."""
+
+    config: CompileConfig
+    root: Path
+    folder: Path
+    dataset: Dataset
+    supernet_dir: Path
+    target: Target
+    budget_ms: float
+    stage: Stage
+    overwrite: bool
+
+    def execute(self, table: LatencyTable) -> CompileSummary:
+        nearest = math.inf
+        for number in range(1, self.config.export.rounds + 1):
+            constraint = latency_constraint(table, self.budget_ms)
+            best = self._search(table, constraint)
+            artifact = export_from_supernet(
+                self.supernet_dir, best, self.folder / "artifact", dataset=self.dataset, budget_ms=self.budget_ms,
+                prediction=table.predict(best), calibration_images=self.config.search.calibration_images,
+                batch_size=self.target.batch_size, overwrite=True)
+            with self.stage("measure") as bar:
+                manifest, measurement = measure_artifact(artifact.directory, self.target, self.config.export.sessions,
+                                                         lambda done, total: bar(done, total, "the artefact"))
+            assert manifest.measured_ms is not None and manifest.measurement is not None  # just recorded
+            if manifest.measured_ms <= self.budget_ms:
+                reports = (self._report("winner", best, table, manifest.measured_ms), *self._comparisons(table))
+                trellis = Trellis(table.search_space, table)
+                summary = CompileSummary(str(artifact.directory), self.budget_ms, constraint.promised,
+                                         manifest.measurement.verdict, number, (trellis.min_cost(), trellis.max_cost()),
+                                         asdict(table.held_out), reports)
+                write_json(self.folder / "summary.json", {"schema": SUMMARY_SCHEMA, **asdict(summary)})
+                return summary
+            nearest = min(nearest, manifest.measured_ms)
+            sessions = tuple(session.ratios for session in measurement.sessions)
+            table = table.with_networks([NetworkRecord(choices=dict(best.choices), sessions=sessions, role="exported")])
+            table.save(self.root / "table.json")
+        raise InfeasibleError(f"No network was found that measures within {self.budget_ms:g} ms in {self.config.export.rounds} "
+                              f"rounds; the nearest measures {nearest:.3f} ms: raise the budget or export.rounds.")
+
+    def _search(self, table: LatencyTable, constraint: Constraint) -> Architecture:
+        settings = self.config.search
+        half = settings.population // 2
+        evolution = EvolutionConfig(settings.population, settings.generations, settings.parents, half,
+                                    settings.population - half, settings.mutation_probability, self.config.seed)
+        with self.stage("search") as bar:
+            result = search_supernet(
+                self.supernet_dir, table.search_space, constraint, self.folder / f"search-{constraint.search_limit:.6g}ms",
+                SearchSettings(settings.method, evolution, settings.validation_images, settings.calibration_images),
+                dataset=self.dataset, earlier=sorted(self.root.glob("*ms/search-*/history.jsonl")), overwrite=self.overwrite,
+                progress=lambda done, total, best: bar(done, total, f"best {best.score:.3f} at {best.cost:.3f} ms"))
+        return result.best.architecture
+
+    def _comparisons(self, table: LatencyTable) -> Sequence[NetworkReport]:
+        trellis = Trellis(table.search_space, table)
+        limit = latency_constraint(table, self.budget_ms).search_limit
+        rows = {"random within budget": trellis.sample(1, max_cost=limit, seed=self.config.seed)[0],
+                "smallest": trellis.cheapest(), "largest": trellis.dearest()}
+        reports = []
+        with self.stage("compare") as bar:
+            for index, (name, architecture) in enumerate(rows.items()):
+                model = to_onnx(table.search_space.network(architecture), batch_size=self.target.batch_size)
+                measured = self.target.measure(model.SerializeToString(), self.config.export.sessions)
+                reports.append(self._report(name, architecture, table, self.target.milliseconds(measured)["latency_ms"]))
+                bar(index + 1, len(rows), name)
+        return reports
+
+    def _report(self, name: str, architecture: Architecture, table: LatencyTable, measured_ms: float) -> NetworkReport:
+        supernet, _ = load_supernet(self.supernet_dir)
+        network, prediction = supernet.space.network(architecture), table.predict(architecture)
+        accuracy = test_accuracy(supernet, [architecture], self.dataset, self.config.search.calibration_images)[0]
+        return NetworkReport(name, dict(architecture.choices), prediction.latency_ms, prediction.lower_ms, prediction.upper_ms,
+                             measured_ms, accuracy, network.macs, network.parameters)
+
+
+def _table(config: CompileConfig, space: SearchSpace, root: Path, stage: Stage) -> LatencyTable:
+    """The configuration's own table, or a measured one."""
+    if config.profile.table is not None:
+        table = load_table(config.profile.table)
+        if table.search_space.hash != space.hash:
+            raise InputError(f"The table {config.profile.table} must be of the space {space.name!r}, but is of {table.space!r} "
+                             "with another content: profile the space or leave profile.table out.")
+        return table
+    settings = config.profile
+    with stage("profile") as bar:
+        return profile_space(space, load_runtime(config.device), RuntimeConfig(settings.threads, settings.precision),
+                             root / "table.json", batch_size=settings.batch_size,
+                             plan=ProfilePlan(min_sessions=settings.sessions, max_minutes=settings.max_minutes), progress=bar)
+
+
+def _budget_ms(config: CompileConfig, table: LatencyTable) -> float:
+    """The budget in ms; a position in the achievable range is rounded up to three digits, to be quoted and typed again."""
+    if config.max_latency_ms is not None:
+        return config.max_latency_ms
+    assert config.latency_position is not None  # the configuration has one of the two
+    trellis = Trellis(table.search_space, table)
+    low, high = trellis.min_cost(), trellis.max_cost()
+    budget = low + config.latency_position * (high - low)
+    unit = 10.0 ** (math.floor(math.log10(budget)) - 2)
+    return float(f"{math.ceil(budget / unit) * unit:.6g}")
+
+

@@ -1,0 +1,126 @@
+"""The configuration of `hwnas compile`: one YAML file for the whole pipeline, checked whole before anything runs."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hwnas.errors import InputError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ProfileSection(_Section):
+    """How the table is measured."""
+
+    threads: int = Field(1, ge=1)
+    precision: str = "fp32"
+    batch_size: int = Field(1, ge=1)
+    sessions: int = Field(3, ge=1, le=50)
+    max_minutes: float = Field(30.0, gt=0)
+    table: Path | None = None  # use this table instead of measuring
+
+
+class TrainSection(_Section):
+    """How the supernet is trained."""
+
+    method: str = "spos"
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(0.06, gt=0)
+    threads: int | None = Field(None, ge=1)
+
+
+class SearchSection(_Section):
+    """How the space is searched."""
+
+    method: Literal["evolution", "random"] = "evolution"
+    population: int = Field(50, ge=1)
+    generations: int = Field(20, ge=1)
+    parents: int = Field(10, ge=1)
+    mutation_probability: float = Field(0.1, gt=0, le=1)
+    validation_images: int | None = Field(None, ge=1)
+    calibration_images: int = Field(1024, ge=1)
+
+
+class ExportSection(_Section):
+    """How the artefact is checked."""
+
+    sessions: int = Field(5, ge=1, le=100)
+    rounds: int = Field(3, ge=1, le=20)  # of search and export until the promise holds
+
+
+class CompileConfig(_Section):
+    """Everything that `hwnas compile` needs.
+
+    Attributes:
+        space: Name, file.py:attribute or file.yaml.
+        data: A dataset, as for `hwnas train --data`.
+        device: A runtime of `hwnas devices`.
+        max_latency_ms: The budget.
+        latency_position: The budget as a place in the achievable range instead: 0 is the fastest network, 1 the slowest. For
+            configurations that must make sense on any machine.
+        seed: Of training, search and the random network that the result is compared with.
+    """
+
+    space: str
+    data: str
+    device: str = "onnxruntime-cpu"
+    max_latency_ms: float | None = Field(None, gt=0)
+    latency_position: float | None = Field(None, ge=0, le=1)
+    seed: int = Field(0, ge=0)
+    profile: ProfileSection = ProfileSection()
+    train: TrainSection = TrainSection()
+    search: SearchSection = SearchSection()
+    export: ExportSection = ExportSection()
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.max_latency_ms is None) == (self.latency_position is None):
+            raise ValueError("give either max_latency_ms or latency_position")
+        return self
+
+
+def load_config(path: str | os.PathLike[str], max_latency_ms: float | None = None) -> CompileConfig:
+    """Reads a configuration; paths in it are relative to its own folder.
+
+    Args:
+        path: The YAML file.
+        max_latency_ms: Replaces the file's budget.
+
+    Raises:
+        InputError: Unreadable, not YAML, or a field that is unknown, missing or out of range.
+    """
+    source = Path(path)
+    try:
+        document = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The configuration {path} cannot be read ({error.strerror}): check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"The configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(document, dict):
+        raise InputError(f"A configuration is a mapping with at least space, data and a budget, but {path} is not.")
+    if max_latency_ms is not None:
+        document = {**document, "max_latency_ms": max_latency_ms, "latency_position": None}
+    if isinstance(document.get("space"), str):
+        document["space"] = _beside(source, document["space"])
+    if isinstance(document.get("data"), str) and ":" in document["data"]:
+        kind, _, place = document["data"].partition(":")
+        document["data"] = f"{kind}:{_beside(source, place, always=True)}"
+    try:
+        return CompileConfig.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the budget"
+        raise InputError(f"The configuration {path} is not valid at {where}: {first['msg']} (got "
+                         f"{first['input']!r:.80}).") from None
+
+
+def _beside(source: Path, reference: str, always: bool = False) -> str:
+    """A relative file reference of the configuration, relative to the working directory instead."""
+    is_file = always or reference.endswith((".yaml", ".yml", ".json")) or ".py:" in reference
+    return str(source.parent / reference) if is_file and not os.path.isabs(reference) else reference

@@ -1,0 +1,135 @@
+"""Searches a trained supernet under a budget: joins supernet, data, table and search method."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hwnas.data import Dataset, load_dataset
+from hwnas.errors import InfeasibleError, InputError
+from hwnas.ir.architecture import Architecture
+from hwnas.ir.space import SearchSpace, space_from_dict
+from hwnas.ir.trellis import Trellis
+from hwnas.pipeline.constraint import Constraint
+from hwnas.search.evolution import EvolutionConfig, search_evolution
+from hwnas.search.journal import Journal, load_scores
+from hwnas.search.random import search_random
+from hwnas.search.result import JOURNAL_FILE, Evaluate, Progress, SearchResult, save_result
+from hwnas.supernet.evaluate import SupernetEvaluator
+from hwnas.supernet.run import read_run_document, require_same_data
+from hwnas.supernet.train import load_supernet
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search, whatever the method.
+
+    Attributes:
+        method: A key of `METHODS`.
+        evolution: Constants of evolution; random search draws as many samples as evolution would score.
+        validation_images: Images that score a candidate; None for all.
+        calibration_images: Images that recalibrate a candidate's batch norm, at most.
+    """
+
+    method: str = "evolution"
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    validation_images: int | None = None
+    calibration_images: int = 1024
+
+
+def _evolution(trellis: Trellis, evaluate: Evaluate, limit: float, settings: SearchSettings, journal: Journal,
+               progress: Progress | None) -> SearchResult:
+    return search_evolution(trellis, evaluate, limit, settings.evolution, journal, progress)
+
+
+def _random(trellis: Trellis, evaluate: Evaluate, limit: float, settings: SearchSettings, journal: Journal,
+            progress: Progress | None) -> SearchResult:
+    config = settings.evolution
+    return search_random(trellis, evaluate, limit, config.evaluations, config.seed, journal, progress)
+
+
+METHODS: dict[str, Callable[..., SearchResult]] = {"evolution": _evolution, "random": _random}
+
+
+def search_supernet(supernet_dir: str | os.PathLike[str], space: SearchSpace | None, constraint: Constraint,
+                    output: str | os.PathLike[str], settings: SearchSettings, *, dataset: Dataset | None = None,
+                    earlier: Sequence[Path] = (), overwrite: bool = False, progress: Progress | None = None) -> SearchResult:
+    """Searches with accuracies of inherited weights and leaves result.json, best.json and history.jsonl.
+
+    Args:
+        supernet_dir: What `train_supernet` left.
+        space: The space that the constraint is about; None for the supernet's own.
+        constraint: The budget, already known to be feasible.
+        output: Folder of the search; an unfinished search in it is continued.
+        settings: How to search.
+        dataset: The supernet's dataset, if it is loaded already.
+        earlier: Journals of earlier searches of this supernet, under whatever budget: their scores are not computed again.
+        overwrite: Discard an earlier search in that folder.
+        progress: Called after every evaluation.
+
+    Raises:
+        InputError: Supernet, space, data or folder do not fit together.
+        InfeasibleError: No network is within the constraint.
+    """
+    if settings.method not in METHODS:
+        raise InputError(f"The search method must be one of {', '.join(METHODS)}, but is {settings.method!r}.")
+    supernet, info = load_supernet(supernet_dir, space)
+    trellis = Trellis(supernet.space, constraint.costs)
+    dataset = dataset or load_training_data(info)
+    require_same_data(info, dataset)
+    evaluator = SupernetEvaluator(supernet, dataset, validation_images=settings.validation_images,
+                                  calibration_images=settings.calibration_images)
+    context = {"supernet_sha256": info["sha256"], "validation_images": settings.validation_images,
+               "calibration_images": settings.calibration_images}
+    known = _known_scores(earlier, supernet.space, context)
+    folder = Path(output)
+    journal = Journal(folder / JOURNAL_FILE, context, overwrite)
+    result = METHODS[settings.method](trellis, _remembering(evaluator, known), constraint.search_limit, settings, journal,
+                                      progress)
+    best = result.best
+    limits: dict[str, Any] = {constraint.name: constraint.limit, "search_limit": constraint.search_limit,
+                              "promised": constraint.promised}
+    if best.cost > constraint.search_limit:
+        raise InfeasibleError(f"The best network costs {best.cost:g} {constraint.costs.unit}, above {constraint.search_limit:g}.")
+    save_result(result, folder, limits)
+    return result
+
+
+def space_of_supernet(directory: str | os.PathLike[str]) -> SearchSpace:
+    """The space that a supernet was trained for, without reading its weights.
+
+    Raises:
+        InputError: The folder holds no trained supernet.
+    """
+    return space_from_dict(read_run_document(Path(directory), "supernet").get("space"))
+
+
+def load_training_data(info: Mapping[str, Any]) -> Dataset:
+    """Loads the dataset that a supernet was trained on, from what its document says.
+
+    Raises:
+        InputError: The document does not say, or the data are no longer there.
+    """
+    source = info.get("data_source")
+    if not isinstance(source, dict) or not isinstance(source.get("spec"), str):
+        raise InputError("The supernet's document must say which data it was trained on, but does not: train it with "
+                         "'hwnas train --data ...'.")
+    return load_dataset(source["spec"], seed=int(source.get("seed", 0)))
+
+
+def _known_scores(journals: Sequence[Path], space: SearchSpace, context: Mapping[str, Any]) -> dict[Architecture, float]:
+    known: dict[Architecture, float] = {}
+    for path in journals:
+        try:
+            known |= load_scores(path, space, context)
+        except InputError:
+            continue  # of another supernet or evaluator: its scores do not count, and it is not needed either
+    return known
+
+
+def _remembering(evaluate: Evaluate, known: Mapping[Architecture, float]) -> Evaluate:
+    """An evaluator that looks up what is known; the score of an architecture is a pure function of it, so both agree."""
+    def score(architectures: Sequence[Architecture]) -> list[float]:
+        return [known[one] if one in known else float(evaluate([one])[0]) for one in architectures]
+    return score
