@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas.errors import InputError
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.costs import MacsCost
-from hwnas.ir.space import Edge, SearchSpace, block_network
+from hwnas.ir.space import Edge, SearchSpace, Step, block_network
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
 from hwnas.lower.onnx import to_onnx
@@ -45,7 +46,7 @@ class ProfilePlan:
         fit_networks: Whole networks that calibrate.
         held_out_networks: Whole networks that judge; 19 is the least from which a 95 % interval can be had.
         max_minutes: Wall-clock bound; what is there by then becomes the table.
-        timing: How one session is timed.
+        timing: How one session is timed. Short: what more samples cannot average away is the scatter between sessions.
     """
 
     min_sessions: int = 3
@@ -54,7 +55,8 @@ class ProfilePlan:
     fit_networks: int = 16
     held_out_networks: int = 24
     max_minutes: float = 30.0
-    timing: TimingPlan = field(default_factory=TimingPlan)
+    timing: TimingPlan = field(default_factory=lambda: TimingPlan(
+        sample_ms=1.0, min_pairs=16, max_pairs=64, max_seconds=0.4, warmup_pairs=5, max_warmup_seconds=0.2))
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,31 @@ def plan_workloads(space: SearchSpace, plan: ProfilePlan, batch_size: int, seed:
 
 
 def spread_networks(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
-    """Networks spread evenly over the range of MACs, the smallest and the largest first.
+    """Different networks spread over the range of MACs, the smallest and the largest first; all of a space that has fewer.
 
-    Uniform samples crowd in the middle of the range; a line fitted there says little about the ends, where budgets are.
-    Each network is drawn uniformly below a MACs limit, and the limits rise evenly: the draw lies close under its limit.
+    Uniform samples crowd in the middle of the range, and a line fitted there says little about the ends, where budgets are.
+    So every network is drawn with a preference for cheap or for dear options, and the preference sweeps the range evenly.
     """
+    if space.size <= count:
+        return space.architectures(np.array(list(np.ndindex(*(len(decision.options) for decision in space.decisions)))))
     trellis = Trellis(space, MacsCost())
-    low, high = trellis.min_cost(), trellis.max_cost()
     found = dict.fromkeys((trellis.cheapest(), trellis.dearest()))
-    for index, limit in enumerate(np.linspace(low, high, max(count, 2) + 1)[1:]):
-        found.setdefault(trellis.sample(1, max_cost=float(limit), seed=seed * 100_003 + index)[0])
-    for architecture in trellis.sample(count, seed=seed):  # stands in for draws that came twice
+    generator = np.random.default_rng(seed)
+    macs = [_option_macs(space, step) for step in space.steps if step.is_decision]
+    for preference in np.linspace(-3, 3, max(count - 2, 0)):
+        weights = [np.exp(preference * scores) for scores in macs]
+        row = [generator.choice(len(weight), p=weight / weight.sum()) for weight in weights]
+        found.setdefault(space.architectures(np.array([row]))[0])
+    for architecture in trellis.sample(2 * count, seed=generator):  # stands in for draws that came twice
         found.setdefault(architecture)
-    return list(found)[:min(count, space.size)]
+    return list(found)[:count]
+
+
+def _option_macs(space: SearchSpace, step: Step) -> NDArray[np.float64]:
+    """MACs of a decision's options, averaged over the shapes that reach it and standardised."""
+    costs = np.array([MacsCost().edge_cost(edge) for edge in step.edges], dtype=np.float64)
+    mean = costs.reshape(len(step.inputs), len(step.options)).mean(axis=0)
+    return (mean - mean.mean()) / max(mean.std(), 1e-9)
 
 
 @dataclass(frozen=True)
