@@ -1,0 +1,160 @@
+"""A space and its costs as arrays: what the algorithms of the trellis run on.
+
+Costs become whole numbers of a decimal fraction of the unit, *ticks*, rounded up (13 digits of the dearest path; whole
+numbers stay as they are). Sums and comparisons are then exact, and `cost(a) <= max_cost` holds for every answer.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.errors import InputError
+from hwnas.ir.costs import CostModel
+from hwnas.ir.space import SearchSpace, Step
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Allowed = Collection[str] | Sequence[bool] | NDArray[np.bool_]
+
+MAX_TICKS = 1 << 48
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Costs as whole numbers: `per_unit` ticks make one unit of cost.
+
+    A tick count is turned into a cost by one correctly rounded division, so equal counts give equal floats and the order
+    is kept. `per_unit` is a power of ten: costs with few decimals stay what they are (0.1 + 0.2 fits a budget of 0.3).
+    """
+
+    per_unit: float
+
+    @classmethod
+    def for_costs(cls, values: Sequence[Floats], constant: float) -> "Ticks":
+        largest = sum(float(value.max()) for value in values) + abs(constant)
+        if largest >= MAX_TICKS:
+            raise InputError(f"The cost of a network must stay below {MAX_TICKS:.3g}, but may reach {largest:.3g}: use a larger "
+                             "unit.")
+        if constant == math.floor(constant) and all((value == np.floor(value)).all() for value in values):
+            return cls(1.0)
+        return cls(10.0 ** min(max(13 - math.floor(math.log10(largest)), 0), 22))  # powers up to 1e22 are exact
+
+    def round_up(self, values: Floats) -> Ints:
+        """The fewest ticks that are worth at least the value."""
+        guess = np.ceil(values * self.per_unit)  # off by at most one
+        guess = np.where((guess - 1) / self.per_unit >= values, guess - 1, guess)
+        return np.where(guess / self.per_unit < values, guess + 1, guess).astype(np.int64)
+
+    def round_down(self, value: float) -> int:
+        """The most ticks that are worth at most the value."""
+        guess = math.floor(value * self.per_unit) + 1  # at most two too many
+        while self.cost(guess) > value:
+            guess -= 1
+        return guess
+
+    def cost(self, ticks: int) -> float:
+        return ticks / self.per_unit
+
+    def costs(self, ticks: Ints) -> Floats:
+        return ticks / self.per_unit
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the space as arrays over S input states and K options.
+
+    Attributes:
+        name: The layer's name.
+        column: Position among the decisions; None for a fixed layer.
+        states: Input shape of every state, as index into the step's inputs; (S,).
+        options: Index of every option in the step; (K,).
+        target: State of the next stage that an edge leads to; (S, K).
+        cost: In ticks; (S, K).
+        outputs: Number of states of the next stage.
+    """
+
+    name: str
+    column: int | None
+    states: NDArray[np.intp]
+    options: NDArray[np.intp]
+    target: NDArray[np.intp]
+    cost: Ints
+    outputs: int
+
+
+def edge_costs(space: SearchSpace, step: Step, costs: CostModel | None) -> Floats:
+    values = np.zeros((len(step.inputs), len(step.options)))
+    for edge in step.edges if costs else ():
+        value = float(costs.edge_cost(edge)) if costs else 0.0
+        if not 0 <= value < math.inf:
+            raise InputError(f"A cost must be a finite number of at least 0, but layer {step.name!r} of space {space.name!r}, "
+                             f"option {step.options[edge.option]!r} at {edge.input_shape}, costs {value}.")
+        values[edge.source, edge.option] = value
+    return values
+
+
+def build_stages(space: SearchSpace, costs: Sequence[Ints]) -> Iterator[Stage]:
+    columns = {decision.name: column for column, decision in enumerate(space.decisions)}
+    for step, cost in zip(space.steps, costs, strict=True):
+        target = np.array([edge.target for edge in step.edges], np.intp).reshape(cost.shape)
+        yield Stage(step.name, columns.get(step.name), np.arange(cost.shape[0]), np.arange(cost.shape[1]), target, cost,
+                     len(step.outputs))
+
+
+def narrowed(stages: Sequence[Stage], masks: Mapping[int, NDArray[np.bool_]]) -> Iterator[Stage]:
+    """Keeps the allowed options, and the states that can still be reached."""
+    reached = np.zeros(1, np.intp)
+    for stage in stages:
+        mask = None if stage.column is None else masks.get(stage.column)
+        if mask is None and reached.size == stage.states.size:
+            yield stage
+            reached = np.arange(stage.outputs)
+            continue
+        kept = np.arange(stage.options.size) if mask is None else np.flatnonzero(mask[stage.options])
+        if not kept.size:
+            raise InputError(f"A restriction must leave an option to decision {stage.name!r}, but leaves none.")
+        edges = reached[:, None], kept
+        target = stage.target[edges]
+        states = stage.states[reached]
+        reached, numbers = distinct(target.ravel(), stage.outputs)
+        yield Stage(stage.name, stage.column, states, stage.options[kept], numbers.reshape(target.shape), stage.cost[edges],
+                     reached.size)
+
+
+def option_mask(name: str, options: tuple[str, ...], wanted: Allowed) -> NDArray[np.bool_]:
+    if isinstance(wanted, str):
+        wanted = (wanted,)
+    wanted = list(wanted)
+    if wanted and all(isinstance(item, bool | np.bool_) for item in wanted):
+        if len(wanted) != len(options):
+            raise InputError(f"A mask for decision {name!r} must have one entry for each of its {len(options)} options, but has "
+                             f"{len(wanted)}.")
+        return np.array(wanted, np.bool_)
+    unknown = [item for item in wanted if item not in options]
+    if unknown:
+        raise InputError(f"Decision {name!r} has the options {', '.join(options)}, but a restriction names {unknown[0]!r}.")
+    return np.array([option in wanted for option in options])
+
+
+def potentials(stages: Sequence[Stage], reduce: Callable[..., Any]) -> list[Ints]:
+    """Cost of the cheapest (or dearest) way to the end from every state of every stage, and zeros after the last."""
+    onward = np.zeros(stages[-1].outputs, np.int64)
+    potentials = [onward]
+    for stage in reversed(stages):
+        onward = reduce(stage.cost + onward[stage.target], axis=1)
+        potentials.append(onward)
+    return potentials[::-1]
+
+
+def distinct(keys: NDArray[np.integer[Any]], span: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The distinct keys below `span` in order, and the number of each key among them."""
+    if span > 8 * keys.size + 64:
+        distinct, numbers = np.unique(keys, return_inverse=True)
+        return distinct, numbers.reshape(keys.shape)
+    present = np.zeros(span, np.bool_)
+    present[keys] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]

@@ -1,0 +1,93 @@
+"""Random spaces and costs, small enough to enumerate, and the enumeration that every answer is judged by."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import strategies as st
+
+from hwnas.ir.blocks import Block, ConvBlock, Identity, SeparableConv
+from hwnas.ir.costs import CostModel
+from hwnas.ir.shape import TensorShape
+from hwnas.ir.space import Decision, Edge, Fixed, SearchSpace
+
+
+@dataclass(frozen=True)
+class WorkloadCosts:
+    """A cost for every workload: what a latency table is, without the measuring."""
+
+    costs: Mapping[str, float]
+    constant: float = 0.0
+    unit: str = field(default="ms", compare=False)
+
+    def edge_cost(self, edge: Edge) -> float:
+        return self.costs[edge.workload]
+
+
+def _blocks(widths: tuple[int, ...]) -> st.SearchStrategy[Block]:
+    width = st.sampled_from(widths)
+    return st.one_of(st.builds(ConvBlock, width, st.sampled_from([1, 3]), st.sampled_from([1, 2])),
+                     st.builds(SeparableConv, width), st.just(Identity()))
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> SearchSpace:
+    """Up to four decisions between up to four options, up to two fixed layers; widths and strides may vary within a layer."""
+    widths = draw(st.sampled_from([(2,), (2, 3), (2, 3, 4)]))
+    kinds = draw(st.permutations("dddd"[:draw(st.integers(1, 4))] + "ff"[:draw(st.integers(0, 2))]))
+    layers: list[Fixed | Decision] = []
+    for index, kind in enumerate(kinds):
+        if kind == "f":
+            layers.append(Fixed(f"fixed{index}", draw(_blocks(widths))))
+        else:
+            blocks = draw(st.lists(_blocks(widths), min_size=1, max_size=4, unique=True))
+            layers.append(Decision(f"choice{index}", {f"option{number}": block for number, block in enumerate(blocks)}))
+    return SearchSpace("random", TensorShape(2, 8, 8), tuple(layers))
+
+
+_NUMBERS: dict[str, st.SearchStrategy[float]] = {
+    "few": st.integers(0, 3).map(float),
+    "whole": st.integers(0, 10**9).map(float),
+    "decimal": st.integers(0, 30).map(lambda tenths: tenths / 10),
+    "real": st.floats(0, 10),
+    "tiny": st.floats(0, 1e-9),
+}
+
+
+@st.composite
+def costs(draw: st.DrawFn, space: SearchSpace) -> WorkloadCosts:
+    """Whole, decimal or real costs, equal for equal workloads, and a constant of either sign."""
+    number = _NUMBERS[draw(st.sampled_from(sorted(_NUMBERS)))]
+    workloads = sorted({edge.workload for step in space.steps for edge in step.edges})
+    values = draw(st.lists(number, min_size=len(workloads), max_size=len(workloads)))
+    return WorkloadCosts(dict(zip(workloads, values, strict=True)), draw(st.sampled_from([0.0, 2.0, 0.3, -0.25])))
+
+
+@st.composite
+def spaces_with_costs(draw: st.DrawFn) -> tuple[SearchSpace, WorkloadCosts]:
+    space = draw(spaces())
+    return space, draw(costs(space))
+
+
+def all_indices(space: SearchSpace) -> np.ndarray:
+    """Every network as option indices."""
+    ranges = [range(len(decision.options)) for decision in space.decisions]
+    return np.array(list(itertools.product(*ranges)), dtype=np.int64)
+
+
+def walked_edges(space: SearchSpace, row: np.ndarray) -> list[Edge]:
+    """The edges of one network, found by following shapes."""
+    shape, edges, options = space.input_shape, [], iter(row.tolist())
+    for step in space.steps:
+        option = next(options) if step.is_decision else 0
+        edge = next(edge for edge in step.edges if edge.input_shape == shape and edge.option == option)
+        edges.append(edge)
+        shape = step.outputs[edge.target]
+    return edges
+
+
+def walked_cost(space: SearchSpace, model: CostModel, row: np.ndarray) -> Fraction:
+    """The cost of one network without any rounding."""
+    return sum((Fraction(model.edge_cost(edge)) for edge in walked_edges(space, row)), Fraction(model.constant))
