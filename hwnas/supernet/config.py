@@ -1,0 +1,104 @@
+"""How to train: every number of a run, checked when it is made."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hwnas.errors import InputError
+from hwnas.supernet.paths import METHODS
+
+SCHEDULES = ("linear", "cosine")
+_EXECUTION = ("threads", "device", "checkpoint_seconds")  # how a run is carried out, not what it computes
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the training loop needs, whatever it trains.
+
+    The defaults follow Guo et al. (arXiv 1904.00420, sec. 4) but for the learning rate. The paper's 0.5 for batches of 1024
+    would scale to 0.06 for 128, and suits 150,000 steps; in runs of thousands of steps five times that learned much faster.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images in a step; an epoch's last, partial batch is left out.
+        learning_rate: At its peak.
+        schedule: How it falls to 0: "linear" (the paper's) or "cosine".
+        warmup_steps: Steps over which it first rises linearly.
+        momentum: Of SGD.
+        weight_decay: On tensors of more than one dimension; batch norm and biases are left alone.
+        label_smoothing: Share of the target spread over all classes.
+        gradient_clip: Largest norm of a step's gradient; None for no limit.
+        max_shift: Augmentation: largest shift in pixels.
+        flip: Augmentation: mirror half of the images.
+        cutout: Augmentation: side in pixels of a masked square.
+        seed: Of initial weights, order of images, paths, augmentation and dropout.
+        threads: CPU threads; None leaves PyTorch's setting. Another number may change the last bits of a result.
+        device: A PyTorch device.
+        checkpoint_seconds: Least time between two checkpoints; 0 for one after every step.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.3
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    gradient_clip: float | None = 5.0
+    max_shift: int = 4
+    flip: bool = False
+    cutout: int = 0
+    seed: int = 0
+    threads: int | None = None
+    device: str = "cpu"
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot train.
+
+        Raises:
+            InputError: Naming the field, its bounds and the value.
+        """
+        for name, low, high in (("epochs", 1, math.inf), ("batch_size", 2, math.inf), ("warmup_steps", 0, math.inf),
+                                ("momentum", 0, 1), ("weight_decay", 0, math.inf), ("label_smoothing", 0, 1),
+                                ("max_shift", 0, math.inf), ("cutout", 0, math.inf), ("seed", 0, 1 << 63),
+                                ("threads", 1, 1 << 12), ("checkpoint_seconds", 0, math.inf)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < high:
+                raise InputError(f"{name} must be at least {low}{f' and below {high}' if high < math.inf else ''}, but is "
+                                 f"{value}: change it.")
+        for name in ("learning_rate", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, but is {value}: change it.")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"The schedule must be one of {', '.join(SCHEDULES)}, but is {self.schedule!r}.")
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """The learning rate of one step, counted from 0: warm-up, then a fall that would reach 0 at `total_steps`."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        return self.learning_rate * (1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result: those that must match before a run is resumed."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _EXECUTION}
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """How to train a supernet.
+
+    Attributes:
+        method: How the paths of a step are drawn, one of `METHODS`.
+    """
+
+    method: str = "spos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise InputError(f"The training method must be one of {', '.join(METHODS)}, but is {self.method!r}.")

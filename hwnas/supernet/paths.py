@@ -1,0 +1,31 @@
+"""Which paths a training step takes, as a pure function of (seed, step).
+
+`uniform_paths` is Single Path One-Shot (Guo et al., arXiv 1904.00420, sec. 3.2): one path per step, every option of every
+decision equally likely. A new method is one function here and one line in `METHODS`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.ir.space import SearchSpace
+from hwnas.supernet.streams import stream_seed
+
+PathSampler = Callable[[int], NDArray[np.integer[Any]]]
+"""From the training step to the option indices of its paths, (paths, decisions)."""
+
+
+def uniform_paths(space: SearchSpace, seed: int) -> PathSampler:
+    """One uniformly drawn path per step."""
+    option_counts = [len(decision.options) for decision in space.decisions]
+
+    def paths(step: int) -> NDArray[np.integer[Any]]:
+        rng = np.random.default_rng(stream_seed(seed, "paths", step))
+        return rng.integers(option_counts, size=(1, len(option_counts)))
+
+    return paths
+
+
+METHODS: dict[str, Callable[[SearchSpace, int], PathSampler]] = {"spos": uniform_paths}
