@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
-from hwnas import __version__
+import hwnas
 from hwnas.errors import InputError
 from hwnas.ir.layers import (
     Activation,
@@ -84,7 +84,7 @@ def to_onnx(network: Network, weights: Weights | None = None, seed: int = 0, *, 
             [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, output_dims)],
             list(graph.constants.values())),
         opset_imports=[opset_id], ir_version=helper.find_min_ir_version_for([opset_id]),
-        producer_name="hwnas", producer_version=__version__)
+        producer_name="hwnas", producer_version=hwnas.__version__)
     helper.set_model_props(model, dict(metadata or {}))
     return model
 
@@ -100,7 +100,7 @@ class _Graph:
         self._batch = batch  # as a `Reshape` takes it: 0 keeps what is there
         self._tensors = {INPUT: "images"}  # what holds each node's output
         nodes = _live_nodes(network)
-        self._batch_norms = _foldable(network, nodes)
+        self._batch_norms = _foldable(nodes)
         self._folded = {node.name for node in self._batch_norms.values()}
         self._splits = _partitions(nodes)
         for node in nodes:
@@ -245,9 +245,9 @@ def _live_nodes(network: Network) -> list[Node]:
     return nodes[::-1]
 
 
-def _foldable(network: Network, nodes: Sequence[Node]) -> dict[str, Node]:
+def _foldable(nodes: Sequence[Node]) -> dict[str, Node]:
     """Convolution's name to the batch norm that alone reads its output."""
-    readers = Counter([source for node in nodes for source in node.inputs] + [network.output])
+    readers = Counter(source for node in nodes for source in node.inputs)
     convolutions = {node.name for node in nodes if isinstance(node.layer, Conv) and readers[node.name] == 1}
     return {node.inputs[0]: node for node in nodes
             if isinstance(node.layer, BatchNorm) and node.inputs[0] in convolutions}

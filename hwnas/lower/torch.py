@@ -48,8 +48,9 @@ class NetworkModule(nn.Module):
         self.network = network
         generator = torch.Generator().manual_seed(seed)
         nodes = {node.name: node for node in network.nodes}
-        readers = Counter([name for node in network.nodes for name in node.inputs] + [network.output])
+        readers = Counter(name for node in network.nodes for name in node.inputs)
         steps: list[_Step] = []
+        zero_start = {node.inputs[-1] for node in network.nodes if isinstance(node.layer, Add)}  # the branch; the shortcut is first
         for node in network.nodes:
             source = nodes.get(node.inputs[0])
             # An activation overwrites the output of layers that do not need it for gradients: on a CPU, where new memory
@@ -57,6 +58,8 @@ class NetworkModule(nn.Module):
             inplace = (source is not None and readers[source.name] == 1
                        and isinstance(source.layer, BatchNorm | Conv | Linear))
             module, inputs = _strided_slice(node, source) or (_module(node, generator, inplace), node.inputs)
+            if isinstance(module, _BatchNorm) and node.name in zero_start:
+                nn.init.zeros_(module.weight)
             if not isinstance(node.layer, Linear) and node.name not in network.vectors:
                 inputs = tuple(self._with_resolution(name, steps) for name in inputs)
             self.add_module(node.name, module)
@@ -88,7 +91,9 @@ def to_torch(network: Network, weights: Weights | None = None, seed: int = 0) ->
     Args:
         network: What to lower.
         weights: `{node}.{parameter}` arrays. None draws weights to start training from: He et al. (arXiv 1502.01852) for
-            convolutions, a standard deviation of 0.01 for linear layers, identity batch norms, zero biases.
+            convolutions, a standard deviation of 1 / sqrt(inputs) for linear layers, identity batch norms, zero biases. A
+            batch norm that ends a residual branch starts at zero, so that every residual block starts as the identity
+            (Goyal et al., arXiv 1706.02677, sec. 5.1): in a supernet, blocks then see the same features whatever the path.
         seed: For the drawn weights.
 
     Raises:
@@ -153,7 +158,7 @@ def _module(node: Node, generator: torch.Generator, inplace: bool) -> nn.Module:
             fan_out = kernel[0] * kernel[1] * out_channels / groups
             return _initialise(conv, (2 / fan_out) ** 0.5, generator)
         case Linear(out_features, bias):
-            return _initialise(skip_init(_Linear, x.channels, out_features, bias), 0.01, generator)
+            return _initialise(skip_init(_Linear, x.channels, out_features, bias), x.channels**-0.5, generator)
         case BatchNorm(eps, momentum):
             return _BatchNorm(x.channels, eps, momentum)
         case Activation("sigmoid"):

@@ -5,7 +5,7 @@ continues, and another budget reuses table, supernet and scores:
 
     OUTPUT/table.json                    the latency table
     OUTPUT/supernet/                     the trained supernet
-    OUTPUT/<budget>ms/search-<limit>ms/  a search; the limit is on predictions, and a round may lower it
+    OUTPUT/<budget>ms/search-<limit>ms-<table>/  a search; each round has a limit on predictions, and a table, of its own
     OUTPUT/<budget>ms/artifact/          the artefact
     OUTPUT/<budget>ms/summary.json       what came out, beside the space's smallest, largest and a random network
 """
@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hwnas.data import Dataset, load_dataset
@@ -35,6 +35,7 @@ from hwnas.runtimes import load_runtime
 from hwnas.runtimes.base import RuntimeConfig
 from hwnas.search.evolution import EvolutionConfig
 from hwnas.supernet.config import TrainConfig
+from hwnas.supernet.evaluate import check_dataset
 from hwnas.supernet.train import load_supernet, train_supernet
 
 Bar = Callable[[int, int, str], None]
@@ -96,22 +97,22 @@ def compile_space(config: CompileConfig, space: SearchSpace, output: str | os.Pa
 
     Raises:
         InfeasibleError: No network meets the budget, or none was found whose measured latency does.
-        InputError: The folder holds the results of another configuration.
+        InputError: Space, data, table and device do not fit together, or the folder holds the results of another configuration.
         VerificationError: The exported model does not compute what PyTorch computes.
     """
     root = Path(output)
+    train = TrainConfig(**config.train.model_dump(), seed=config.seed)
     with stage("data") as bar:
         bar(0, 1, config.data)
         dataset = load_dataset(config.data, seed=config.seed)
         bar(1, 1, f"{len(dataset.train)} training images, {dataset.num_classes} classes")
+    check_dataset(dataset, space.input_shape, space.steps[-1].outputs[0].channels)  # before minutes of measuring
     table = _table(config, space, root, stage)
     target = target_of_table(table)
     budget_ms = _budget_ms(config, table)
     latency_constraint(table, budget_ms)  # an impossible budget ends here, before anything is trained
     supernet_dir = root / "supernet"
     with stage("train") as bar:
-        train = TrainConfig(epochs=config.train.epochs, batch_size=config.train.batch_size, method=config.train.method,
-                            learning_rate=config.train.learning_rate, threads=config.train.threads, seed=config.seed)
         train_supernet(space, dataset, supernet_dir, train, data_source={"spec": config.data, "seed": config.seed},
                        overwrite=overwrite, progress=lambda done, total, loss, speed: bar(
                            done, total, f"loss {loss:.3f}, {speed:.0f} images/s"))
@@ -166,9 +167,10 @@ class _Run:
         half = settings.population // 2
         evolution = EvolutionConfig(settings.population, settings.generations, settings.parents, half,
                                     settings.population - half, settings.mutation_probability, self.config.seed)
+        name = f"search-{constraint.search_limit:.6g}ms-{table.to_dict()['content_sha256'][:8]}"
         with self.stage("search") as bar:
             result = search_supernet(
-                self.supernet_dir, table.search_space, constraint, self.folder / f"search-{constraint.search_limit:.6g}ms",
+                self.supernet_dir, table.search_space, constraint, self.folder / name,
                 SearchSettings(settings.method, evolution, settings.validation_images, settings.calibration_images),
                 dataset=self.dataset, earlier=sorted(self.root.glob("*ms/search-*/history.jsonl")), overwrite=self.overwrite,
                 progress=lambda done, total, best: bar(done, total, f"best {best.score:.3f} at {best.cost:.3f} ms"))
@@ -203,20 +205,28 @@ def _table(config: CompileConfig, space: SearchSpace, root: Path, stage: Stage) 
         if table.search_space.hash != space.hash:
             raise InputError(f"The table {config.profile.table} must be of the space {space.name!r}, but is of {table.space!r} "
                              "with another content: profile the space or leave profile.table out.")
+        if table.environment.get("runtime") != config.device:
+            raise InputError(f"The table {config.profile.table} must be of the device {config.device!r}, but is of "
+                             f"{table.environment.get('runtime')!r}: change device, or leave profile.table out.")
         return table
     settings = config.profile
     with stage("profile") as bar:
+        plan = ProfilePlan(min_sessions=settings.sessions, max_sessions=max(settings.sessions, ProfilePlan.max_sessions),
+                           max_minutes=settings.max_minutes)
         return profile_space(space, load_runtime(config.device), RuntimeConfig(settings.threads, settings.precision),
-                             root / "table.json", batch_size=settings.batch_size,
-                             plan=ProfilePlan(min_sessions=settings.sessions, max_minutes=settings.max_minutes), progress=bar)
+                             root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
 
 
 def _budget_ms(config: CompileConfig, table: LatencyTable) -> float:
-    """The budget in ms; a position in the achievable range is rounded up to three digits, to be quoted and typed again."""
+    """The budget in ms; a position in the achievable range is rounded up to three digits, to be quoted and typed again.
+
+    The range is that of the table as it was profiled, so that a rerun finds the same budget after exports refined the table.
+    """
     if config.max_latency_ms is not None:
         return config.max_latency_ms
     assert config.latency_position is not None  # the configuration has one of the two
-    trellis = Trellis(table.search_space, table)
+    profiled = replace(table, networks=tuple(record for record in table.networks if record.role != "exported"))
+    trellis = Trellis(table.search_space, profiled)
     low, high = trellis.min_cost(), trellis.max_cost()
     budget = low + config.latency_position * (high - low)
     unit = 10.0 ** (math.floor(math.log10(budget)) - 2)

@@ -1,17 +1,25 @@
 """The configuration of `hwnas compile`: one YAML file for the whole pipeline, checked whole before anything runs."""
 
 import os
+import reprlib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hwnas.errors import InputError
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # Python would count it as 0 or 1
+            raise ValueError("true, false, yes, no, on and off are no values here")
+        return value
 
 
 class ProfileSection(_Section):
@@ -31,7 +39,8 @@ class TrainSection(_Section):
     method: str = "spos"
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=2)
-    learning_rate: float = Field(0.06, gt=0)
+    learning_rate: float = Field(0.3, gt=0)
+    gradient_clip: float = Field(5.0, gt=0)
     threads: int | None = Field(None, ge=1)
 
 
@@ -81,7 +90,7 @@ class CompileConfig(_Section):
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
         if (self.max_latency_ms is None) == (self.latency_position is None):
-            raise ValueError("give either max_latency_ms or latency_position")
+            raise ValueError("give one budget, either max_latency_ms or latency_position")
         return self
 
 
@@ -100,27 +109,35 @@ def load_config(path: str | os.PathLike[str], max_latency_ms: float | None = Non
         document = yaml.safe_load(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"The configuration {path} cannot be read ({error.strerror}): check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"The configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except Exception as error:  # of malformed scalars, PyYAML lets ValueError, KeyError and others through
+        raise InputError(f"The configuration {path} is not valid YAML ({_one_line(error)}): correct it.") from None
     if not isinstance(document, dict):
         raise InputError(f"A configuration is a mapping with at least space, data and a budget, but {path} is not.")
     if max_latency_ms is not None:
         document = {**document, "max_latency_ms": max_latency_ms, "latency_position": None}
-    if isinstance(document.get("space"), str):
-        document["space"] = _beside(source, document["space"])
-    if isinstance(document.get("data"), str) and ":" in document["data"]:
-        kind, _, place = document["data"].partition(":")
-        document["data"] = f"{kind}:{_beside(source, place, always=True)}"
     try:
-        return CompileConfig.model_validate(document)
+        return _with_paths_beside(source, CompileConfig.model_validate(document))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the budget"
-        raise InputError(f"The configuration {path} is not valid at {where}: {first['msg']} (got "
-                         f"{first['input']!r:.80}).") from None
+        where = _one_line(".".join(map(str, first["loc"]))) or "its top level"
+        raise InputError(f"The configuration {path} is not valid at {where}: {first['msg'].removeprefix('Value error, ')} (got "
+                         f"{reprlib.repr(first['input']):.100}).") from None
 
 
-def _beside(source: Path, reference: str, always: bool = False) -> str:
-    """A relative file reference of the configuration, relative to the working directory instead."""
-    is_file = always or reference.endswith((".yaml", ".yml", ".json")) or ".py:" in reference
-    return str(source.parent / reference) if is_file and not os.path.isabs(reference) else reference
+def _with_paths_beside(source: Path, config: CompileConfig) -> CompileConfig:
+    """The configuration with its relative paths, which start from its own folder, starting from the working directory."""
+    space, table = config.space, config.profile.table
+    if space.endswith((".yaml", ".yml", ".json")) or ".py:" in space:
+        space = _beside(source, space)
+    kind, colon, place = config.data.partition(":")
+    data = f"{kind}:{_beside(source, place)}" if colon and "?" not in kind else config.data
+    profile = config.profile.model_copy(update={"table": table and Path(_beside(source, str(table)))})
+    return config.model_copy(update={"space": space, "data": data, "profile": profile})
+
+
+def _beside(source: Path, reference: str) -> str:
+    return str(source.parent / os.path.expanduser(reference))  # an absolute one stays
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

@@ -1,19 +1,24 @@
 """Searches a trained supernet under a budget: joins supernet, data, table and search method."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hwnas.data import Dataset, load_dataset
 from hwnas.errors import InfeasibleError, InputError
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.space import SearchSpace, space_from_dict
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.table import LatencyTable
 from hwnas.pipeline.constraint import Constraint
 from hwnas.search.evolution import EvolutionConfig, search_evolution
 from hwnas.search.journal import Journal, load_scores
+from hwnas.search.novelty import finite_budget
 from hwnas.search.random import search_random
 from hwnas.search.result import JOURNAL_FILE, Evaluate, Progress, SearchResult, save_result
 from hwnas.supernet.evaluate import SupernetEvaluator
@@ -59,7 +64,7 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: SearchSpace | N
 
     Args:
         supernet_dir: What `train_supernet` left.
-        space: The space that the constraint is about; None for the supernet's own.
+        space: The space that the search is meant for; None for the table's, or without one the supernet's own.
         constraint: The budget, already known to be feasible.
         output: Folder of the search; an unfinished search in it is continued.
         settings: How to search.
@@ -74,6 +79,8 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: SearchSpace | N
     """
     if settings.method not in METHODS:
         raise InputError(f"The search method must be one of {', '.join(METHODS)}, but is {settings.method!r}.")
+    if isinstance(constraint.costs, LatencyTable):
+        space = constraint.costs.search_space  # shared blocks would let another space's table pass, calibration and all
     supernet, info = load_supernet(supernet_dir, space)
     trellis = Trellis(supernet.space, constraint.costs)
     dataset = dataset or load_training_data(info)
@@ -81,15 +88,15 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: SearchSpace | N
     evaluator = SupernetEvaluator(supernet, dataset, validation_images=settings.validation_images,
                                   calibration_images=settings.calibration_images)
     context = {"supernet_sha256": info["sha256"], "validation_images": settings.validation_images,
-               "calibration_images": settings.calibration_images}
+               "validation_sha256": _validation_sha256(dataset), "calibration_images": settings.calibration_images}
     known = _known_scores(earlier, supernet.space, context)
     folder = Path(output)
     journal = Journal(folder / JOURNAL_FILE, context, overwrite)
     result = METHODS[settings.method](trellis, _remembering(evaluator, known), constraint.search_limit, settings, journal,
                                       progress)
     best = result.best
-    limits: dict[str, Any] = {constraint.name: constraint.limit, "search_limit": constraint.search_limit,
-                              "promised": constraint.promised}
+    limits: dict[str, Any] = {constraint.name: finite_budget(constraint.limit),
+                              "search_limit": finite_budget(constraint.search_limit), "promised": constraint.promised}
     if best.cost > constraint.search_limit:
         raise InfeasibleError(f"The best network costs {best.cost:g} {constraint.costs.unit}, above {constraint.search_limit:g}.")
     save_result(result, folder, limits)
@@ -116,6 +123,13 @@ def load_training_data(info: Mapping[str, Any]) -> Dataset:
         raise InputError("The supernet's document must say which data it was trained on, but does not: train it with "
                          "'hwnas train --data ...'.")
     return load_dataset(source["spec"], seed=int(source.get("seed", 0)))
+
+
+def _validation_sha256(dataset: Dataset) -> str:
+    """Identity of the images that score a candidate; the training images are part of the supernet's own."""
+    digest = hashlib.sha256(np.ascontiguousarray(dataset.validation.images).data)
+    digest.update(np.ascontiguousarray(dataset.validation.labels).data)
+    return digest.hexdigest()
 
 
 def _known_scores(journals: Sequence[Path], space: SearchSpace, context: Mapping[str, Any]) -> dict[Architecture, float]:

@@ -1,6 +1,6 @@
 """The anchor network: the yardstick that every workload is timed in turn with.
 
-Small, fixed for ever (its bytes are hashed into every table), and made of what mobile networks are made of, so that a change
+Small, fixed for ever (its hash is in every table), and made of what mobile networks are made of, so that a change
 of clock moves it as it moves them. A different anchor gets a different name; tables of different anchors never mix.
 """
 
@@ -34,7 +34,7 @@ def anchor_model() -> bytes:
 
 @cache
 def anchor_sha256() -> str:
-    """Identity of the anchor's network: structure and weights, not the bytes, which the onnx version may lay out anew."""
+    """Identity of the anchor's network: name and structure, not the bytes, which the onnx version may lay out anew."""
     network = build_anchor()
     text = repr((ANCHOR_NAME, network.nodes))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Measures one model: fresh sessions, each a paired timing against the anchor in the same process."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -60,13 +61,8 @@ def measure_session(runtime: Runtime, config: RuntimeConfig, model: bytes, plan:
     Raises:
         InputError: The runtime refuses the model or the configuration.
     """
-    anchor = runtime.compile(anchor_model(), config)
-    workload = runtime.compile(model, config)
-    try:
+    with closing(runtime.compile(anchor_model(), config)) as anchor, closing(runtime.compile(model, config)) as workload:
         samples = time_paired(workload.bind(random_inputs(workload)), anchor.bind(random_inputs(anchor)), plan)
-    finally:
-        workload.close()
-        anchor.close()
     ratios = tuple(float(f"{ratio:.{_DIGITS}g}") for ratio in samples.ratios)
     return SessionSamples(ratios, float(f"{median(samples.anchor_ns) / 1e6:.{_DIGITS}g}"))
 
@@ -86,7 +82,7 @@ def measure_model(runtime: Runtime, config: RuntimeConfig, model: bytes, plan: T
     results = []
     for index in range(sessions):
         results.append(measure_session(runtime, config, model, plan))
-        if progress:
+        if progress is not None:
             progress(index + 1, sessions)
     return Measurement(tuple(results))
 

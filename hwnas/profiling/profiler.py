@@ -6,6 +6,7 @@ a kill at any moment loses at most the session under way, and the same command g
 """
 
 import json
+import math
 import os
 import random
 import re
@@ -47,6 +48,9 @@ class ProfilePlan:
         held_out_networks: Whole networks that judge; 19 is the least from which a 95 % interval can be had.
         max_minutes: Wall-clock bound; what is there by then becomes the table.
         timing: How one session is timed. Short: what more samples cannot average away is the scatter between sessions.
+
+    Raises:
+        InputError: A value is out of range.
     """
 
     min_sessions: int = 3
@@ -57,6 +61,15 @@ class ProfilePlan:
     max_minutes: float = 30.0
     timing: TimingPlan = field(default_factory=lambda: TimingPlan(
         sample_ms=1.0, min_pairs=16, max_pairs=64, max_seconds=0.4, warmup_pairs=5, max_warmup_seconds=0.2))
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_sessions <= self.max_sessions:
+            raise InputError("1 <= min_sessions <= max_sessions must hold, but got "
+                             f"(min_sessions={self.min_sessions}, max_sessions={self.max_sessions}).")
+        for name in ("target_relative_ci", "fit_networks", "held_out_networks", "max_minutes"):
+            value = getattr(self, name)
+            if not value >= 0:  # not a number is refused too
+                raise InputError(f"{name} must be at least 0, but is {value}.")
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ def profile_space(space: SearchSpace, runtime: Runtime, config: RuntimeConfig, o
         space: What to measure.
         runtime: Where.
         config: Threads and precision.
-        output: The table's path; the journal lies beside it until the table is complete.
+        output: The table's path; the journal lies beside it until everything has its `min_sessions`.
         batch_size: Images a call.
         plan: How much to measure.
         seed: Chooses the whole networks and the order.
@@ -96,29 +109,37 @@ def profile_space(space: SearchSpace, runtime: Runtime, config: RuntimeConfig, o
         The table, also written to `output`.
 
     Raises:
-        InputError: What is there is of another space, environment or schema.
+        InputError: What is there is of another space, environment or schema, or cannot be written; or the time was over before
+            anything was measured.
     """
     plan = plan or ProfilePlan()
+    if seed < 0:
+        raise InputError(f"A seed must be at least 0, but is {seed}.")
     path = Path(output)
     journal = path.with_name(path.name + ".journal")
     environment = environment_fingerprint(runtime, config, batch_size=batch_size, anchor=anchor_sha256())
     if restart:
         path.unlink(missing_ok=True)
         journal.unlink(missing_ok=True)
+    exported: list[NetworkRecord] = []
     if path.exists():
         table = load_table(path)
         _require_same(space, table.search_space.hash, f"The table {path}")
         require_same_environment(table.environment, environment, f"the table {path}")
         if not journal.exists() and not table.missing_workloads():
             return table
+        exported = [record for record in table.networks if record.role == "exported"]  # the journal knows nothing of them
     header = {"schema": JOURNAL_SCHEMA, "space_hash": space.hash, "seed": seed, "batch_size": batch_size,
               "environment": environment}
-    measured = _open_journal(journal, header)
+    try:
+        measured = _open_journal(journal, header)
+    except OSError as error:
+        raise InputError(f"The table must be writable, but {path} is not ({error.strerror}): choose another --output.") from None
     workloads = plan_workloads(space, plan, batch_size, seed)
     _measure_rounds(workloads, measured, journal, runtime, config, plan, seed, progress)
-    table = _assemble(space, environment, workloads, measured, plan)
+    table = _assemble(space, environment, workloads, measured, exported)
     table.save(path)
-    if not table.missing_workloads():
+    if all(len(measured.get(workload.key, ())) >= plan.min_sessions for workload in workloads):
         journal.unlink(missing_ok=True)
     return table
 
@@ -146,13 +167,11 @@ def plan_workloads(space: SearchSpace, plan: ProfilePlan, batch_size: int, seed:
 
 
 def spread_networks(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
-    """Different networks spread over the range of MACs, the smallest and the largest first; all of a space that has fewer.
+    """Different networks spread over the range of MACs, the smallest and the largest first; all of a space that has no more.
 
     Uniform samples crowd in the middle of the range, and a line fitted there says little about the ends, where budgets are.
     So every network is drawn with a preference for cheap or for dear options, and the preference sweeps the range evenly.
     """
-    if space.size <= count:
-        return space.architectures(np.array(list(np.ndindex(*(len(decision.options) for decision in space.decisions)))))
     trellis = Trellis(space, MacsCost())
     found = dict.fromkeys((trellis.cheapest(), trellis.dearest()))
     generator = np.random.default_rng(seed)
@@ -161,9 +180,14 @@ def spread_networks(space: SearchSpace, count: int, seed: int) -> list[Architect
         weights = [np.exp(preference * scores) for scores in macs]
         row = [generator.choice(len(weight), p=weight / weight.sum()) for weight in weights]
         found.setdefault(space.architectures(np.array([row]))[0])
-    for architecture in trellis.sample(2 * count, seed=generator):  # stands in for draws that came twice
-        found.setdefault(architecture)
-    return list(found)[:count]
+    # Stand in for draws that came twice: all where that is little, else as many again, of which few meet.
+    spare = _shuffled(space, generator) if space.size <= 16 * count else trellis.sample(2 * count, seed=generator)
+    return list(found | dict.fromkeys(spare))[:count]
+
+
+def _shuffled(space: SearchSpace, generator: np.random.Generator) -> list[Architecture]:
+    rows = list(np.ndindex(*(len(decision.options) for decision in space.decisions)))
+    return space.architectures(generator.permutation(np.array(rows)))
 
 
 def _option_macs(space: SearchSpace, step: Step) -> NDArray[np.float64]:
@@ -210,7 +234,7 @@ def _measure_rounds(workloads: list[Workload], measured: dict[str, list[SessionS
                 file.write(json.dumps({"key": workload.key, "ratios": session.ratios, "anchor_ms": session.anchor_ms}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-                if progress:
+                if progress is not None:
                     progress(done_before + index + 1, done_before + len(due) + later, workload.key)
 
 
@@ -226,8 +250,8 @@ def _relative_ci(sessions: list[SessionSamples]) -> float:
 
 
 def _assemble(space: SearchSpace, environment: dict[str, Any], workloads: list[Workload],
-              measured: dict[str, list[SessionSamples]], plan: ProfilePlan) -> LatencyTable:
-    entries, networks = {}, []
+              measured: dict[str, list[SessionSamples]], exported: list[NetworkRecord]) -> LatencyTable:
+    entries, networks = {}, list(exported)
     for workload in workloads:
         sessions = measured.get(workload.key)
         if not sessions:
@@ -242,7 +266,9 @@ def _assemble(space: SearchSpace, environment: dict[str, Any], workloads: list[W
     if not anchor_ms:
         raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")
     anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=anchor_ms)
-    return LatencyTable(space, environment, anchor, entries, tuple(networks))
+    table = LatencyTable(space, environment, anchor, entries, ())
+    # Nothing can be calibrated while blocks are missing; the networks' sessions wait in the journal.
+    return table if table.missing_workloads() else table.with_networks(networks)
 
 
 def _open_journal(path: Path, header: dict[str, Any]) -> dict[str, list[SessionSamples]]:
@@ -251,9 +277,9 @@ def _open_journal(path: Path, header: dict[str, Any]) -> dict[str, list[SessionS
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return {}
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    complete = text[:text.rfind("\n") + 1]
-    lines = complete.splitlines()
+    content = path.read_bytes()
+    length = content.rfind(b"\n") + 1
+    lines = content[:length].split(b"\n")[:-1]
     if not lines:  # killed before the header was on disk
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return {}
@@ -264,19 +290,24 @@ def _open_journal(path: Path, header: dict[str, Any]) -> dict[str, list[SessionS
             if found[key] != header[key]:
                 raise InputError(f"The unfinished profile {path} must continue as it began, but its {key} is {found[key]!r} "
                                  f"and this call's is {header[key]!r}: pass --restart to discard it.")
-        require_same_environment(found["environment"], header["environment"], f"the unfinished profile {path}")
+        require_same_environment(dict(found["environment"]), header["environment"], f"the unfinished profile {path}")
         for line in lines[1:]:
-            row = json.loads(line)
-            session = SessionSamples(tuple(map(float, row["ratios"])), float(row["anchor_ms"]))
-            if not session.ratios or not min(session.ratios) > 0:
-                raise ValueError("a session without samples")
-            measured.setdefault(row["key"], []).append(session)
-    except (KeyError, TypeError, ValueError) as error:
+            key, session = _read_session(line)
+            measured.setdefault(key, []).append(session)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): pass --restart to "
                          "measure again.") from None
-    if complete != text:
-        path.write_text(complete, encoding="utf-8")
+    if length < len(content):
+        os.truncate(path, length)  # the line that was being written when the last call was killed
     return measured
+
+
+def _read_session(line: bytes) -> tuple[str, SessionSamples]:
+    row = json.loads(line)
+    session = SessionSamples(tuple(map(float, row["ratios"])), float(row["anchor_ms"]))
+    if not session.ratios or not all(0 < value < math.inf for value in (*session.ratios, session.anchor_ms)):
+        raise ValueError("a session has no samples, or one that is not a positive number")
+    return row["key"], session
 
 
 def _require_same(space: SearchSpace, space_hash: str, what: str) -> None:

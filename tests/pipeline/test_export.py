@@ -1,0 +1,64 @@
+"""Exporting a path of a supernet: the weights that were scored, real images, an honest accuracy."""
+
+import numpy as np
+import pytest
+
+from hwnas.data import load_dataset
+from hwnas.errors import InputError
+from hwnas.export.parity import run_model
+from hwnas.export.verify import verify_artifact
+from hwnas.pipeline.export import export_from_supernet, golden_images, preprocessing
+from hwnas.pipeline.export import test_accuracy as accuracy_on_test
+from hwnas.supernet.train import load_supernet
+from tests.pipeline.samples import DATA, all_networks, make_space
+
+
+@pytest.fixture(scope="module")
+def exported(supernet_dir, dataset, space, tmp_path_factory):
+    return export_from_supernet(supernet_dir, all_networks(space)[7], tmp_path_factory.mktemp("export") / "a", dataset=dataset,
+                                calibration_images=64, batch_size=5)
+
+
+def test_the_model_has_the_accuracy_that_its_manifest_claims(exported, dataset):
+    """Counted anew with ONNX Runtime over the whole test set."""
+    images = dataset.normalise(dataset.test.images)
+    logits = run_model(exported.model_path.read_bytes(), images)
+    assert np.mean(logits.argmax(axis=1) == dataset.test.labels) == pytest.approx(exported.manifest.accuracy)
+    assert exported.manifest.accuracy > 0.15  # ten classes: it has learned something
+
+
+def test_accuracy_is_of_the_recalibrated_path(exported, supernet_dir, dataset, space):
+    supernet, _ = load_supernet(supernet_dir)
+    assert accuracy_on_test(supernet, [all_networks(space)[7]], dataset, 64) == [exported.manifest.accuracy]
+
+
+def test_the_manifest_says_how_to_feed_it(exported, dataset, space):
+    manifest = exported.manifest
+    assert manifest.input_shape == (5, 1, 16, 16) and manifest.classes == dataset.classes
+    assert manifest.preprocessing.channels == "L" and manifest.preprocessing.size == (16, 16)
+    assert manifest.preprocessing.mean == pytest.approx(dataset.mean)
+    assert space.architecture(manifest.architecture["choices"]) == all_networks(space)[7]
+    assert verify_artifact(exported.directory).extra_files == ()
+
+
+def test_golden_images_are_the_first_of_the_test_set(exported, dataset):
+    images, labels = golden_images(dataset, 8)
+    with np.load(exported.directory / "golden.npz", allow_pickle=False) as golden:
+        assert np.array_equal(golden["images"], images)
+    assert images.dtype == np.float32 and np.array_equal(labels, dataset.test.labels[:8])
+
+
+def test_colours_are_named():
+    colour = load_dataset("glyphs?size=16&train=20&validation=10&test=10&classes=4")
+    assert preprocessing(colour)["channels"] == "RGB"
+
+
+def test_other_data_and_other_spaces_are_refused(supernet_dir, dataset, space, tmp_path):
+    with pytest.raises(InputError, match="train_images"):
+        export_from_supernet(supernet_dir, all_networks(space)[0], tmp_path / "a",
+                             dataset=load_dataset(DATA.replace("train=200", "train=190")))
+    with pytest.raises(InputError):
+        export_from_supernet(supernet_dir, all_networks(make_space(classes=11))[0], tmp_path / "a", dataset=dataset)
+    with pytest.raises(InputError):
+        export_from_supernet(tmp_path, all_networks(space)[0], tmp_path / "a", dataset=dataset)
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,586 @@
+"""The profiler on a real runtime: what it measures, what it refuses, and that a kill costs at most one session."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hwnas.errors import InputError
+from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Stem
+from hwnas.ir.costs import MacsCost
+from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.ir.trellis import Trellis
+from hwnas.latency.table import NetworkRecord, load_table
+from hwnas.profiling.profiler import (
+    ProfilePlan,
+    default_table_path,
+    plan_workloads,
+    profile_space,
+    spread_networks,
+)
+from hwnas.profiling.timing import TimingPlan
+from hwnas.runtimes import RuntimeConfig, load_runtime
+
+ROOT = Path(__file__).parents[2]
+RUNTIME, CONFIG = load_runtime("onnxruntime-cpu"), RuntimeConfig()
+TIMING = TimingPlan(sample_ms=0.05, min_pairs=3, max_pairs=3, max_seconds=0.05, warmup_pairs=1, max_warmup_seconds=0.001)
+PLAN = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=3, held_out_networks=2, timing=TIMING)
+BLOCKS = 6  # distinct ones of `make_space`, its identity left out
+NETWORKS = 5  # of PLAN
+
+
+def make_space(name="small", width=8):
+    """Eight networks; the plain convolution of `second` and of `third` is one and the same."""
+    return SearchSpace(name, (3, 16, 16), (
+        Fixed("stem", Stem(4)),
+        Decision("first", {"mb": MBConv(width, 3, 2, 2), "plain": ConvBlock(width, 3, 2)}),
+        Decision("second", {"conv": ConvBlock(width), "skip": Identity()}),
+        Decision("third", {"conv": ConvBlock(width), "pointwise": ConvBlock(width, 1)}),
+        Fixed("head", Head(4)),
+    ))
+
+
+def make_large_space(decisions=8, options=5):
+    """MACs rise with the kernel, so that networks differ widely."""
+    return SearchSpace("large", (3, 8, 8), (
+        Fixed("stem", Stem(4)),
+        *(Decision(f"layer{index}", {f"k{kernel}": ConvBlock(4, kernel) for kernel in range(1, 2 * options, 2)})
+          for index in range(decisions)),
+        Fixed("head", Head(4)),
+    ))
+
+
+SPACE = make_space()
+
+
+class Told(list):
+    """Collects what the profiler reports."""
+
+    def __call__(self, done, total, key):
+        self.append((done, total, key))
+
+    @property
+    def keys(self):
+        return [key for _, _, key in self]
+
+
+def profile(path, space=SPACE, plan=PLAN, config=CONFIG, runtime=RUNTIME, **arguments):
+    told = Told()
+    return profile_space(space, runtime, config, path, plan=plan, progress=told, **arguments), told
+
+
+def journal_of(path):
+    return path.with_name(path.name + ".journal")
+
+
+def sessions_of(journal):
+    """Workload to its sessions' ratios, as they stand in the whole lines of a journal."""
+    content = journal.read_bytes()
+    found = {}
+    for line in content[:content.rfind(b"\n") + 1].splitlines()[1:]:
+        row = json.loads(line)
+        found.setdefault(row["key"], []).append(tuple(row["ratios"]))
+    return found
+
+
+def start_journal(path, plan=PLAN, **arguments):
+    """A journal that nothing has been measured for."""
+    with pytest.raises(InputError, match="time was over"):
+        profile(path, plan=replace(plan, max_minutes=0), **arguments)
+    return journal_of(path)
+
+
+def key_of(choices):
+    return f"network {SPACE.architecture(choices)}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_collections():
+    """A session begins with a garbage collection, which takes ten times as long as these sessions while all modules count."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole table and what was told while it was measured."""
+    path = tmp_path_factory.mktemp("profile") / "deep" / "table.json"
+    table, told = profile(path)
+    return path, table, told
+
+
+@pytest.fixture
+def table_path(finished, tmp_path):
+    path = tmp_path / "table.json"
+    path.write_bytes(finished[0].read_bytes())
+    return path
+
+
+# What is measured
+
+
+def test_every_block_is_measured_once(finished):
+    _, table, told = finished
+    blocks = {edge.workload for step in SPACE.steps for edge in step.edges if edge.block.kind != "identity"}
+    assert set(table.entries) == blocks and len(blocks) == BLOCKS
+    assert not table.missing_workloads()
+    assert sorted(told.keys) == sorted([*blocks, *(key_of(record.choices) for record in table.networks)])
+    assert all(len(entry.sessions) == 1 and len(entry.sessions[0]) == 3 for entry in table.entries.values())
+
+
+def test_whole_networks_come_in_both_roles(finished):
+    _, table, _ = finished
+    roles = {SPACE.architecture(record.choices): record.role for record in table.networks}
+    assert len(roles) == len(table.networks) == NETWORKS
+    assert sorted(roles.values()) == ["fit"] * 3 + ["held_out"] * 2
+    assert table.calibration.networks == 3 and table.held_out.networks == 2
+
+
+def test_what_is_returned_is_what_is_on_disk(finished):
+    path, table, _ = finished
+    assert load_table(path).to_dict() == table.to_dict()
+    assert [file.name for file in path.parent.iterdir()] == ["table.json"]  # no journal, no temporary file
+    assert len(table.anchor.sessions_ms) == BLOCKS + NETWORKS
+    assert table.environment["threads"] == 1 and table.environment["runtime"] == "onnxruntime-cpu"
+    costs = Trellis(SPACE, table)
+    assert 0 < costs.min_cost() < costs.max_cost()
+
+
+def test_progress_rises_to_its_total(tmp_path):
+    _, told = profile(tmp_path / "table.json", plan=replace(PLAN, min_sessions=2, max_sessions=2))
+    assert [(done, total) for done, total, _ in told] == [(index + 1, 22) for index in range(22)]
+
+
+def test_a_round_takes_everything_in_random_order(tmp_path):
+    """So that a drift of the machine falls on all alike: neither rounds nor the plan's own order repeat."""
+    _, told = profile(tmp_path / "table.json", plan=replace(PLAN, min_sessions=2, max_sessions=2))
+    first, second = told.keys[:11], told.keys[11:]
+    assert sorted(first) == sorted(second) and len(set(first)) == 11
+    assert first != second
+    assert first != [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)]
+
+
+def test_models_have_the_batch_size():
+    for workload in plan_workloads(SPACE, PLAN, 3, 0):
+        model = onnx.load_from_string(workload.model())
+        onnx.checker.check_model(model)
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3, workload.key
+
+
+def test_one_block_is_one_model_wherever_it_stands():
+    keys = [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)]
+    assert len(keys) == len(set(keys)) == BLOCKS + NETWORKS
+
+
+@pytest.mark.parametrize(("fit", "held_out"), [(16, 24), (3, 2), (1, 5), (5, 0), (0, 5), (0, 0), (7, 7)])
+def test_roles_are_as_many_as_planned_and_spread_alike(fit, held_out):
+    space = make_large_space()
+    trellis = Trellis(space, MacsCost())
+    workloads = [one for one in plan_workloads(space, replace(PLAN, fit_networks=fit, held_out_networks=held_out), 1, 0)
+                 if one.role != "entry"]
+    costs = {role: [trellis.cost(space.architecture(one.choices)) for one in workloads if one.role == role]
+             for role in ("fit", "held_out")}
+    assert {role: len(found) for role, found in costs.items()} == {"fit": fit, "held_out": held_out}
+    width = trellis.max_cost() - trellis.min_cost()
+    for found in costs.values():
+        if len(found) >= 16:
+            assert max(found) - min(found) > 0.6 * width
+
+
+def test_a_plan_that_cannot_be_is_refused():
+    for wrong in ({"min_sessions": 0}, {"min_sessions": 7}, {"fit_networks": -1}, {"held_out_networks": -1},
+                  {"max_minutes": -1.0}, {"max_minutes": float("nan")}, {"target_relative_ci": float("nan")}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            ProfilePlan(**wrong)
+
+
+def test_the_default_path_names_device_runtime_and_space():
+    device, runtime, file = default_table_path(RUNTIME, RuntimeConfig(2), SPACE).parts[1:]
+    assert (runtime, file) == ("onnxruntime-cpu-fp32-2t", "small.json")
+    assert device and device == device.lower() and not set(device) - set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+# Whole networks
+
+
+def test_spread_networks_cover_the_range():
+    space = make_large_space()
+    trellis = Trellis(space, MacsCost())
+    chosen = spread_networks(space, 40, 0)
+    assert len(set(chosen)) == len(chosen) == 40
+    costs = np.array([trellis.cost(one) for one in chosen])
+    assert costs[0] == trellis.min_cost() and costs[1] == trellis.max_cost()
+    counts, _ = np.histogram(costs, bins=6, range=(trellis.min_cost(), trellis.max_cost()))
+    assert counts.min() >= 2, counts  # uniform samples leave the outer sixths empty
+    uniform, _ = np.histogram([trellis.cost(one) for one in trellis.sample(40)], bins=6,
+                              range=(trellis.min_cost(), trellis.max_cost()))
+    assert uniform.min() == 0
+
+
+def test_spread_networks_are_a_function_of_the_seed():
+    space = make_large_space()
+    assert spread_networks(space, 20, 3) == spread_networks(space, 20, 3)
+    assert spread_networks(space, 20, 3) != spread_networks(space, 20, 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 40])
+def test_a_small_space_gives_all_that_it_has(count):
+    for seed in range(5):
+        chosen = spread_networks(SPACE, count, seed)
+        assert len(chosen) == len(set(chosen)) == min(count, SPACE.size)
+
+
+def test_a_space_hardly_larger_than_asked_gives_as_many_as_asked():
+    space = make_large_space(decisions=2, options=5)
+    for seed in range(10):
+        assert len(set(spread_networks(space, 24, seed))) == 24
+
+
+def test_options_of_equal_macs_spread_too():
+    space = SearchSpace("flat", (3, 8, 8), (
+        *(Decision(f"layer{index}", {"relu": ConvBlock(3), "relu6": ConvBlock(3, activation="relu6")}) for index in range(5)),
+        Fixed("head", Head(4))))
+    assert len(set(spread_networks(space, 10, 0))) == 10
+
+
+# Going on after an interruption
+
+KILLED = ProfilePlan(min_sessions=2, max_sessions=2, fit_networks=3, held_out_networks=2, timing=TIMING)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 8, 13])
+def test_a_killed_profile_goes_on_where_it_was(tmp_path, lines):
+    path = tmp_path / "table.json"
+    program = textwrap.dedent(f"""
+        from dataclasses import replace
+        from pathlib import Path
+        from tests.profiling.test_profiler import KILLED, TIMING, profile
+        profile(Path({str(path)!r}), plan=replace(KILLED, timing=replace(TIMING, sample_ms=5.0)))
+    """)
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (journal_of(path).exists() and journal_of(path).read_bytes().count(b"\n") >= lines):
+            assert child.poll() is None and time.monotonic() < deadline, "the profile ended, or never began"
+            time.sleep(0.001)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert child.returncode == -signal.SIGKILL and not path.exists()
+    before = sessions_of(journal_of(path))
+    done = sum(map(len, before.values()))
+    assert lines - 1 <= done < 22
+
+    table, told = profile(path, plan=KILLED)
+    assert len(told) == 22 - done and told[-1][:2] == (22, 22)
+    assert not journal_of(path).exists() and not table.missing_workloads()
+    measured = {key: entry.sessions for key, entry in table.entries.items()}
+    measured |= {key_of(record.choices): record.sessions for record in table.networks}
+    assert len(measured) == 11 and {len(sessions) for sessions in measured.values()} == {2}
+    for key, sessions in before.items():
+        assert list(measured[key][:len(sessions)]) == sessions  # kept as they were, in front
+
+
+def test_a_finished_journal_whose_table_was_not_written_costs_nothing(tmp_path):
+    """Killed between the last session and the table."""
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    keys = [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)]
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, [1.0, 1.1, 0.9]) for key in keys)
+    table, told = profile(path)
+    assert told == [] and not journal.exists()
+    assert all(entry.sessions == ((1.0, 1.1, 0.9),) for entry in table.entries.values())
+
+
+def test_a_table_whose_journal_was_not_removed_costs_nothing(finished, tmp_path):
+    """Killed between the table and the removal of the journal."""
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    table = finished[1]
+    sessions = {key: entry.sessions for key, entry in table.entries.items()}
+    sessions |= {key_of(record.choices): record.sessions for record in table.networks}
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, list(found[0])) for key, found in sessions.items())
+    path.write_bytes(finished[0].read_bytes())
+    again, told = profile(path)
+    assert told == [] and not journal.exists()
+    assert again.entries == table.entries and {key_of(one.choices): one for one in again.networks} == {
+        key_of(one.choices): one for one in table.networks}
+
+
+def session_line(key, ratios, anchor_ms=0.5):
+    return json.dumps({"key": key, "ratios": ratios, "anchor_ms": anchor_ms}) + "\n"
+
+
+@pytest.mark.parametrize("torn", [
+    b"{", b'{"key": "conv(', '{"key": "ü'.encode()[:-1], b'{"key": "a", "ratios": [1.0], "anchor_ms": 1.0}'])
+def test_a_torn_last_line_is_measured_again(tmp_path, torn):
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    keys = [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)]
+    whole = journal.read_bytes() + session_line(keys[0], [2.5, 2.5]).encode()
+    journal.write_bytes(whole + torn)
+    profile(path, plan=replace(PLAN, max_minutes=0))
+    assert journal.read_bytes() == whole
+    table, told = profile(path)
+    assert sorted(told.keys) == sorted(keys[1:])
+    assert table.entries[keys[0]].sessions == ((2.5, 2.5),)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100])
+def test_a_torn_header_begins_anew(tmp_path, length):
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    header = journal.read_bytes()
+    journal.write_bytes(header[:length])
+    assert start_journal(path).read_bytes().startswith(header[:50])
+
+
+@pytest.mark.parametrize("wrong", [
+    b"garbage", b"{}", b"[]", b"3", b"null", b'{"key": "a"}', b'{"key": "a", "ratios": [], "anchor_ms": 1.0}',
+    b'{"key": "a", "ratios": [1.0, 0.0], "anchor_ms": 1.0}', b'{"key": "a", "ratios": [1.0, NaN], "anchor_ms": 1.0}',
+    b'{"key": "a", "ratios": [1.0, Infinity], "anchor_ms": 1.0}', b'{"key": "a", "ratios": [1.0], "anchor_ms": NaN}',
+    b'{"key": "a", "ratios": [1.0], "anchor_ms": -1.0}', b'{"key": "a", "ratios": 1.0, "anchor_ms": 1.0}',
+    b'{"key": ["a"], "ratios": [1.0], "anchor_ms": 1.0}', b'{"key": "\xff", "ratios": [1.0], "anchor_ms": 1.0}',
+    b'{"key": "a", "ratios": ["x"], "anchor_ms": 1.0}', b"[" * 100_000, b"",
+])
+def test_a_damaged_line_is_refused_and_left(tmp_path, wrong):
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    content = journal.read_bytes() + wrong + b"\n" + session_line("b", [1.0]).encode()
+    journal.write_bytes(content)
+    with pytest.raises(InputError, match="--restart"):
+        profile(path)
+    assert journal.read_bytes() == content and not path.exists()
+
+
+def test_restart_discards_a_damaged_journal(tmp_path):
+    path = tmp_path / "table.json"
+    journal_of(path).write_bytes(b"garbage\n")
+    table, told = profile(path, restart=True)
+    assert len(told) == BLOCKS + NETWORKS and not table.missing_workloads() and not journal_of(path).exists()
+
+
+@pytest.mark.parametrize("header", [b"garbage", b"{}", b"[]", b'{"schema": "hwnas.profile-journal/0"}'])
+def test_another_file_is_no_journal(tmp_path, header):
+    path = tmp_path / "table.json"
+    journal_of(path).write_bytes(header + b"\n")
+    with pytest.raises(InputError, match="--restart"):
+        profile(path)
+    assert journal_of(path).read_bytes() == header + b"\n"
+
+
+def test_an_environment_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    header = json.loads(journal.read_text())
+    for environment in ("here", None, 3, ["a"]):
+        journal.write_text(json.dumps(header | {"environment": environment}) + "\n")
+        with pytest.raises(InputError, match="--restart"):
+            profile(path)
+
+
+# What is of something else
+
+OTHERS = {
+    "space": ("space", {"space": make_space(width=12)}),
+    "threads": ("threads", {"config": RuntimeConfig(2)}),
+    "runtime": ("runtime", {"runtime": load_runtime("openvino-cpu")}),
+    "batch_size": ("batch_size", {"batch_size": 2}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_table_of_something_else_is_refused_and_left(finished, table_path, other):
+    key, arguments = OTHERS[other]
+    with pytest.raises(InputError, match=key):
+        profile(table_path, **arguments)
+    assert table_path.read_bytes() == finished[0].read_bytes()
+    assert not journal_of(table_path).exists()
+
+
+@pytest.mark.parametrize("other", [*OTHERS, "seed"])
+def test_a_journal_of_something_else_is_refused_and_left(tmp_path, other):
+    key, arguments = (OTHERS | {"seed": ("seed", {"seed": 1})})[other]
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    with open(journal, "ab") as file:
+        file.write(session_line("b", [1.0]).encode() + b'{"torn')
+    content = journal.read_bytes()
+    with pytest.raises(InputError, match=key):
+        profile(path, **arguments)
+    assert journal.read_bytes() == content and not path.exists()
+
+
+@pytest.mark.parametrize("key", ["device", "device_flags", "runtime_version", "anchor", "setting.execution_mode"])
+def test_another_environment_is_named(finished, table_path, tmp_path, key):
+    table = replace(finished[1], environment={**finished[1].environment, key: "something else"})
+    table.save(table_path)
+    content = table_path.read_bytes()
+    with pytest.raises(InputError, match=f"{key} is 'something else'"):
+        profile(table_path)
+    assert table_path.read_bytes() == content
+
+    path = tmp_path / "other.json"
+    journal = start_journal(path)
+    header = json.loads(journal.read_text())
+    header["environment"][key] = "something else"
+    journal.write_text(json.dumps(header) + "\n")
+    with pytest.raises(InputError, match=f"{key} is 'something else'"):
+        profile(path)
+    assert json.loads(journal.read_text()) == header
+
+
+def test_what_is_no_table_is_refused_and_left(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text("my notes")
+    with pytest.raises(InputError):
+        profile(path)
+    assert path.read_text() == "my notes" and list(tmp_path.iterdir()) == [path]
+
+
+def test_restart_measures_anew(finished, table_path):
+    table, told = profile(table_path, restart=True)
+    assert len(told) == BLOCKS + NETWORKS
+    assert {key: entry.sessions for key, entry in table.entries.items()} != {
+        key: entry.sessions for key, entry in finished[1].entries.items()}
+    assert load_table(table_path).to_dict() == table.to_dict()
+
+
+def test_restart_makes_room_for_something_else(table_path):
+    table, _ = profile(table_path, space=make_space(width=12), restart=True)
+    assert table.search_space == make_space(width=12) and not table.missing_workloads()
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--output"):
+        profile(tmp_path / "file" / "table.json")
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(InputError, match="seed"):
+        profile(tmp_path / "table.json", seed=-1)
+    assert not list(tmp_path.iterdir())
+
+
+# How much is measured
+
+
+def test_a_finished_table_is_not_measured_again(finished, table_path):
+    table, told = profile(table_path, plan=replace(PLAN, min_sessions=3, max_sessions=6))
+    assert told == [] and table.to_dict() == finished[1].to_dict()
+    assert table_path.read_bytes() == finished[0].read_bytes()
+    assert not journal_of(table_path).exists()
+
+
+def test_time_over_before_the_first_session(tmp_path):
+    path = tmp_path / "table.json"
+    start_journal(path)
+    assert not path.exists()
+    table, told = profile(path)
+    assert len(told) == BLOCKS + NETWORKS and not table.missing_workloads()
+
+
+@pytest.mark.parametrize("done", range(1, 11))
+def test_time_over_in_the_first_round_leaves_a_table_that_can_be_completed(tmp_path, done):
+    """Whatever was measured by then, networks before their blocks among it."""
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    keys = [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)][::-1]  # networks first
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, [1.0]) for key in keys[:done])
+    table, told = profile(path, plan=replace(PLAN, max_minutes=0))
+    assert told == [] and journal.exists()
+    assert set(table.entries) == set(keys[NETWORKS:done])
+    assert load_table(path).missing_workloads()
+    with pytest.raises(InputError, match="no entry"):
+        Trellis(SPACE, table)
+
+    table, told = profile(path)
+    assert sorted(told.keys) == sorted(keys[done:])
+    assert not table.missing_workloads() and len(table.networks) == NETWORKS and not journal.exists()
+
+
+def test_time_over_in_a_later_round_leaves_a_usable_table_that_improves(tmp_path):
+    path = tmp_path / "table.json"
+    profile(path)
+    plan = replace(PLAN, min_sessions=2, max_sessions=2)
+    path.unlink()
+    journal = start_journal(path, plan)
+    keys = [workload.key for workload in plan_workloads(SPACE, plan, 1, 0)]
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, [1.0]) for key in [*keys, *keys[:4]])
+    table, told = profile(path, plan=replace(plan, max_minutes=0))
+    assert told == [] and not table.missing_workloads() and Trellis(SPACE, table).min_cost() > 0
+    table, told = profile(path, plan=plan)
+    assert sorted(told.keys) == sorted(keys[4:])
+    assert {len(entry.sessions) for entry in table.entries.values()} == {2}
+
+
+def test_time_is_kept(tmp_path):
+    plan = replace(PLAN, min_sessions=500, max_sessions=500, max_minutes=0.3 / 60)
+    try:
+        _, told = profile(tmp_path / "table.json", plan=plan)
+    except InputError as error:  # a machine so busy that not one session fitted
+        assert "time was over" in str(error)
+    else:
+        assert 0 < len(told) < 500 * 11
+
+
+def test_exported_networks_stay_while_a_table_improves(finished, tmp_path):
+    """A certification adds networks to a table whose journal is still there, when time was over in a later round."""
+    path = tmp_path / "table.json"
+    plan = replace(PLAN, min_sessions=2, max_sessions=2)
+    journal = start_journal(path, plan)
+    with open(journal, "a") as file:
+        file.writelines(session_line(one.key, [1.0]) for one in plan_workloads(SPACE, plan, 1, 0))
+    table, _ = profile(path, plan=replace(plan, max_minutes=0))
+    record = NetworkRecord(choices=dict(table.networks[0].choices), sessions=((7.0,),), role="exported")
+    table.with_networks([record]).save(path)
+    table, told = profile(path, plan=plan)
+    assert len(told) == 11 and [one for one in table.networks if one.role == "exported"] == [record]
+
+
+def test_only_what_is_noisy_gets_more_sessions(tmp_path):
+    """Two workloads whose sessions disagree by more than any later one can mend, in a journal of three rounds."""
+    path = tmp_path / "table.json"
+    plan = ProfilePlan(min_sessions=3, max_sessions=5, fit_networks=3, held_out_networks=2, timing=TIMING)
+    journal = start_journal(path, plan)
+    keys = [workload.key for workload in plan_workloads(SPACE, plan, 1, 0)]
+    noisy = {keys[2], keys[-1]}
+    with open(journal, "a") as file:
+        for factor in (1.0, 30.0, 900.0):
+            file.writelines(session_line(key, [factor if key in noisy else 1.0] * 3) for key in keys)
+    table, told = profile(path, plan=plan)
+    assert sorted(told.keys) == sorted([*noisy, *noisy])
+    assert {key for key, entry in table.entries.items() if entry.label == "noisy"} == {keys[2]}
+    assert {key: len(entry.sessions) for key, entry in table.entries.items()} == {
+        key: 5 if key in noisy else 3 for key in keys[:BLOCKS]}
+
+
+def test_a_session_is_on_disk_before_it_is_told(tmp_path):
+    path = tmp_path / "table.json"
+    seen = []
+
+    def look(done, total, key):
+        content = journal_of(path).read_bytes()
+        assert content.endswith(b"\n") and json.loads(content.splitlines()[-1])["key"] == key
+        seen.append(content.count(b"\n") - 1)
+
+    profile_space(SPACE, RUNTIME, CONFIG, path, plan=PLAN, progress=look)
+    assert seen == list(range(1, BLOCKS + NETWORKS + 1))
+    assert os.listdir(tmp_path) == ["table.json"]
