@@ -289,14 +289,14 @@ def _open_journal(path: Path, header: dict[str, Any]) -> dict[str, list[SessionS
         for key in ("schema", "space_hash", "seed", "batch_size"):
             if found[key] != header[key]:
                 raise InputError(f"The unfinished profile {path} must continue as it began, but its {key} is {found[key]!r} "
-                                 f"and this call's is {header[key]!r}: pass --restart to discard it.")
+                                 f"and this call's is {header[key]!r}: delete it, or profile with --restart.")
         require_same_environment(dict(found["environment"]), header["environment"], f"the unfinished profile {path}")
         for line in lines[1:]:
             key, session = _read_session(line)
             measured.setdefault(key, []).append(session)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): pass --restart to "
-                         "measure again.") from None
+        raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): profile with "
+                         "--restart to measure again.") from None
     if length < len(content):
         os.truncate(path, length)  # the line that was being written when the last call was killed
     return measured
@@ -313,4 +313,4 @@ def _read_session(line: bytes) -> tuple[str, SessionSamples]:
 def _require_same(space: SearchSpace, space_hash: str, what: str) -> None:
     if space.hash != space_hash:
         raise InputError(f"{what} must be of the space {space.name!r} ({space.hash[:12]}), but is of another "
-                         f"({space_hash[:12]}): choose another --output or pass --restart.")
+                         f"({space_hash[:12]}): choose another --output or profile with --restart.")

@@ -354,8 +354,7 @@ def _relative_ci(ratios: Sequence[float]) -> float:
 @contextmanager
 def _garbage_collection_off() -> Iterator[None]:
     was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
+    gc.disable()  # without a collection first: in a large process that takes longer than a short session
     try:
         yield
     finally:

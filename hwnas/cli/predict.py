@@ -1,0 +1,38 @@
+"""Latency of networks of a table's space, with a 95 % interval."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwnas.cli.console import ms, print_json, print_table
+from hwnas.errors import InputError
+
+
+def predict_command(
+    table: Annotated[Path, typer.Option(help="Latency table.")],
+    architecture: Annotated[list[Path] | None, typer.Option(help="Architecture file; may be repeated.")] = None,
+    random: Annotated[int | None, typer.Option(help="This many uniform samples instead.", min=1, max=1_000_000)] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    from hwnas.ir.architecture import load_architecture
+    from hwnas.ir.trellis import Trellis
+    from hwnas.latency.table import load_table
+
+    if bool(architecture) == bool(random):
+        raise InputError("Predict takes either --architecture FILE or --random N: give one of them.")
+    loaded = load_table(table)
+    if architecture:
+        networks = [loaded.search_space.check(load_architecture(path)) for path in architecture]
+    else:
+        networks = Trellis(loaded.search_space).sample(random or 0, seed=seed)
+    predictions = loaded.predict_many(networks)
+    if json:
+        print_json([{"architecture": network.to_dict(), "latency_ms": one.latency_ms, "lower_ms": one.lower_ms,
+                     "upper_ms": one.upper_ms} for network, one in zip(networks, predictions, strict=True)])
+        return
+    print_table(f"{loaded.space} on {loaded.environment.get('runtime')}, with the ends of the 95 % interval",
+                ("architecture", "latency ms", "lower ms", "upper ms"),
+                [(network, ms(one.latency_ms), ms(one.lower_ms), ms(one.upper_ms))
+                 for network, one in zip(networks, predictions, strict=True)])
