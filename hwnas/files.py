@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hwnas.errors import InputError
 
 
@@ -57,6 +59,24 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, absurd numbers, absurd nesting
         raise InputError(f"The {what} {path} is not valid JSON ({error}): it is truncated or was edited; make it "
                          "again.") from None
+
+
+def read_yaml(path: str | os.PathLike[str], what: str) -> Any:
+    """Reads one YAML document, safely.
+
+    Args:
+        path: The file.
+        what: What the file should be, for the error ("configuration").
+
+    Raises:
+        InputError: The file is missing, unreadable or not YAML.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The {what} {path} cannot be read ({error.strerror}): check the path.") from None
+    except Exception as error:  # of malformed scalars, PyYAML lets ValueError, KeyError and others through
+        raise InputError(f"The {what} {path} is not valid YAML ({' '.join(str(error).split())}): correct it.") from None
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

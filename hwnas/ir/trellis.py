@@ -331,8 +331,8 @@ class Trellis:
             unit = f" {self.unit}" if self.unit else ""
             least, most = _rounded_up(self.min_cost()), _rounded_up(self.max_cost())
             which = "" if self._size == self.space.size else "with these restrictions "
-            raise InfeasibleError(f"No network of space {self.space.name!r} {which}fits within {max_cost}{unit}: the {cheap} is "
-                                  f"{least}{unit} and the {dear} {most}{unit}; raise the budget to at least {least}{unit}.")
+            raise InfeasibleError(f"No network of space {self.space.name!r} {which}fits within {max_cost:g}{unit}: the {cheap} "
+                                  f"is {least}{unit} and the {dear} {most}{unit}; raise the budget to at least {least}{unit}.")
         return slack
 
     def _per_option(self, tables: Mapping[str, Sequence[float] | Floats], what: str) -> list[Floats]:

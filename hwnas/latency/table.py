@@ -37,7 +37,7 @@ class AnchorRecord(_Record):
 
     Attributes:
         name: Which anchor.
-        sha256: Of its ONNX bytes.
+        sha256: Identity of its layers.
         sessions_ms: Median latency of the anchor in every session, which turns ratios into milliseconds.
     """
 

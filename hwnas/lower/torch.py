@@ -50,7 +50,7 @@ class NetworkModule(nn.Module):
         nodes = {node.name: node for node in network.nodes}
         readers = Counter(name for node in network.nodes for name in node.inputs)
         steps: list[_Step] = []
-        zero_start = {node.inputs[-1] for node in network.nodes if isinstance(node.layer, Add)}  # the branch; the shortcut is first
+        zero_start = {node.inputs[-1] for node in network.nodes if isinstance(node.layer, Add)}  # the branch comes last
         for node in network.nodes:
             source = nodes.get(node.inputs[0])
             # An activation overwrites the output of layers that do not need it for gradients: on a CPU, where new memory

@@ -12,7 +12,7 @@ continues, and another budget reuses table, supernet and scores:
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -135,9 +135,10 @@ class _Run:
     overwrite: bool
 
     def execute(self, table: LatencyTable) -> CompileSummary:
-        nearest = math.inf
+        nearest = limit = math.inf
         for number in range(1, self.config.export.rounds + 1):
             constraint = latency_constraint(table, self.budget_ms)
+            constraint = replace(constraint, search_limit=min(limit, constraint.search_limit))
             best = self._search(table, constraint)
             artifact = export_from_supernet(
                 self.supernet_dir, best, self.folder / "artifact", dataset=self.dataset, budget_ms=self.budget_ms,
@@ -148,19 +149,23 @@ class _Run:
                                                          lambda done, total: bar(done, total, "the artefact"))
             assert manifest.measured_ms is not None and manifest.measurement is not None  # just recorded
             if manifest.measured_ms <= self.budget_ms:
-                reports = (self._report("winner", best, table, manifest.measured_ms), *self._comparisons(table))
                 trellis = Trellis(table.search_space, table)
                 summary = CompileSummary(str(artifact.directory), self.budget_ms, constraint.promised,
                                          manifest.measurement.verdict, number, (trellis.min_cost(), trellis.max_cost()),
-                                         asdict(table.held_out), reports)
+                                         asdict(table.held_out),
+                                         tuple(self._reports(trellis, table, constraint, best, manifest.measured_ms)))
                 write_json(self.folder / "summary.json", {"schema": SUMMARY_SCHEMA, **asdict(summary)})
                 return summary
             nearest = min(nearest, manifest.measured_ms)
+            # One more point hardly moves the calibration; what this network overran by is taken off the limit as well.
+            limit = constraint.search_limit * self.budget_ms / manifest.measured_ms
             sessions = tuple(session.ratios for session in measurement.sessions)
             table = table.with_networks([NetworkRecord(choices=dict(best.choices), sessions=sessions, role="exported")])
             table.save(self.root / "table.json")
-        raise InfeasibleError(f"No network was found that measures within {self.budget_ms:g} ms in {self.config.export.rounds} "
-                              f"rounds; the nearest measures {nearest:.3f} ms: raise the budget or export.rounds.")
+            if limit < Trellis(table.search_space, table).min_cost():
+                break
+        raise InfeasibleError(f"No network was found that measures within {self.budget_ms:g} ms in {number} "
+                              f"round(s); the nearest measures {nearest:.3f} ms: raise the budget or export.rounds.")
 
     def _search(self, table: LatencyTable, constraint: Constraint) -> Architecture:
         settings = self.config.search
@@ -173,29 +178,25 @@ class _Run:
                 self.supernet_dir, table.search_space, constraint, self.folder / name,
                 SearchSettings(settings.method, evolution, settings.validation_images, settings.calibration_images),
                 dataset=self.dataset, earlier=sorted(self.root.glob("*ms/search-*/history.jsonl")), overwrite=self.overwrite,
-                progress=lambda done, total, best: bar(done, total, f"best {best.score:.3f} at {best.cost:.3f} ms"))
+                progress=lambda done, total, best: bar(done, total, f"best {100 * best.score:.1f} % at {best.cost:.3g} ms"))
         return result.best.architecture
 
-    def _comparisons(self, table: LatencyTable) -> Sequence[NetworkReport]:
-        trellis = Trellis(table.search_space, table)
-        limit = latency_constraint(table, self.budget_ms).search_limit
-        rows = {"random within budget": trellis.sample(1, max_cost=limit, seed=self.config.seed)[0],
-                "smallest": trellis.cheapest(), "largest": trellis.dearest()}
-        reports = []
-        with self.stage("compare") as bar:
-            for index, (name, architecture) in enumerate(rows.items()):
-                model = to_onnx(table.search_space.network(architecture), batch_size=self.target.batch_size)
-                measured = self.target.measure(model.SerializeToString(), self.config.export.sessions)
-                reports.append(self._report(name, architecture, table, self.target.milliseconds(measured)["latency_ms"]))
-                bar(index + 1, len(rows), name)
-        return reports
-
-    def _report(self, name: str, architecture: Architecture, table: LatencyTable, measured_ms: float) -> NetworkReport:
+    def _reports(self, trellis: Trellis, table: LatencyTable, constraint: Constraint, best: Architecture,
+                 measured_ms: float) -> Iterator[NetworkReport]:
+        """The winner, and what it is worth comparing with, all with inherited weights."""
+        random = trellis.sample(1, max_cost=constraint.search_limit, seed=self.config.seed)[0]
+        rows = {"winner": best, "random within budget": random, "smallest": trellis.cheapest(), "largest": trellis.dearest()}
         supernet, _ = load_supernet(self.supernet_dir)
-        network, prediction = supernet.space.network(architecture), table.predict(architecture)
-        accuracy = test_accuracy(supernet, [architecture], self.dataset, self.config.search.calibration_images)[0]
-        return NetworkReport(name, dict(architecture.choices), prediction.latency_ms, prediction.lower_ms, prediction.upper_ms,
-                             measured_ms, accuracy, network.macs, network.parameters)
+        accuracies = test_accuracy(supernet, list(rows.values()), self.dataset, self.config.search.calibration_images)
+        with self.stage("compare") as bar:
+            for index, ((name, architecture), accuracy) in enumerate(zip(rows.items(), accuracies, strict=True)):
+                network, prediction = supernet.space.network(architecture), table.predict(architecture)
+                if name != "winner":
+                    model = to_onnx(network, batch_size=self.target.batch_size).SerializeToString()
+                    measured_ms = self.target.milliseconds(self.target.measure(model, self.config.export.sessions))["latency_ms"]
+                yield NetworkReport(name, dict(architecture.choices), prediction.latency_ms, prediction.lower_ms,
+                                    prediction.upper_ms, measured_ms, accuracy, network.macs, network.parameters)
+                bar(index + 1, len(rows), name)
 
 
 def _table(config: CompileConfig, space: SearchSpace, root: Path, stage: Stage) -> LatencyTable:

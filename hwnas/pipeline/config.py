@@ -5,10 +5,10 @@ import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hwnas.errors import InputError
+from hwnas.files import read_yaml
 
 
 class _Section(BaseModel):
@@ -105,12 +105,7 @@ def load_config(path: str | os.PathLike[str], max_latency_ms: float | None = Non
         InputError: Unreadable, not YAML, or a field that is unknown, missing or out of range.
     """
     source = Path(path)
-    try:
-        document = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"The configuration {path} cannot be read ({error.strerror}): check the path.") from None
-    except Exception as error:  # of malformed scalars, PyYAML lets ValueError, KeyError and others through
-        raise InputError(f"The configuration {path} is not valid YAML ({_one_line(error)}): correct it.") from None
+    document = read_yaml(source, "configuration")
     if not isinstance(document, dict):
         raise InputError(f"A configuration is a mapping with at least space, data and a budget, but {path} is not.")
     if max_latency_ms is not None:

@@ -24,6 +24,7 @@ from hwnas.ir.architecture import Architecture
 from hwnas.ir.costs import MacsCost
 from hwnas.ir.space import Edge, SearchSpace, Step, block_network
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
 from hwnas.lower.onnx import to_onnx
 from hwnas.profiling.anchor import ANCHOR_NAME, anchor_sha256
@@ -119,8 +120,8 @@ def profile_space(space: SearchSpace, runtime: Runtime, config: RuntimeConfig, o
     journal = path.with_name(path.name + ".journal")
     environment = environment_fingerprint(runtime, config, batch_size=batch_size, anchor=anchor_sha256())
     if restart:
-        path.unlink(missing_ok=True)
-        journal.unlink(missing_ok=True)
+        for old in (path, journal):
+            _discard(old)
     exported: list[NetworkRecord] = []
     if path.exists():
         table = load_table(path)
@@ -308,6 +309,17 @@ def _read_session(line: bytes) -> tuple[str, SessionSamples]:
     if not session.ratios or not all(0 < value < math.inf for value in (*session.ratios, session.anchor_ms)):
         raise ValueError("a session has no samples, or one that is not a positive number")
     return row["key"], session
+
+
+def _discard(path: Path) -> None:
+    """Deletes a table or journal, whole or torn, and nothing else."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if not any(schema.rpartition("/")[0].encode() in start for schema in (TABLE_SCHEMA, JOURNAL_SCHEMA)):
+        raise InputError(f"Only a latency table is replaced, but {path} is something else: choose another --output.")
+    path.unlink()
 
 
 def _require_same(space: SearchSpace, space_hash: str, what: str) -> None:

@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hwnas.errors import InputError
+from hwnas.files import read_yaml
 from hwnas.ir.space import SearchSpace, space_from_dict
 from hwnas.spaces import SPACES
 
@@ -61,12 +60,7 @@ def _load_python(path: Path, attribute: str) -> SearchSpace:
 
 
 def _load_yaml(path: Path) -> SearchSpace:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"The space file {path} cannot be read ({error.strerror}): check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"The space file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    document = read_yaml(path, "space file")
     if isinstance(document, Mapping) and isinstance(document.get("layers"), list):
         document = {**document, "layers": [layer for entry in document["layers"] for layer in _expand(entry)]}
     return space_from_dict(document)

@@ -122,6 +122,8 @@ def recalibrated(supernet: Supernet, architecture: Architecture, dataset: Datase
     Raises:
         InputError: The architecture is not of the supernet's space.
     """
+    if calibration_images < 1:
+        raise InputError(f"calibration_images must be at least 1, but is {calibration_images}.")
     module = extract(supernet, architecture).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     images = dataset.train.images[:calibration_images]
     recalibrate_batch_norm(module, _batches(dataset, images, _CALIBRATION_BATCH, module_device(module)))
