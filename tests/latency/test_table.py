@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 
@@ -164,10 +165,8 @@ def test_any_damage_is_an_input_error(tmp_path_factory, data):
     start = data.draw(st.integers(0, len(text) - 1))
     damage = data.draw(st.text(max_size=5))
     path.write_text(text[:start] + damage + text[start + data.draw(st.integers(1, 40)):])
-    try:
+    with suppress(HwnasError):  # the only thing that may come out
         load_table(path)
-    except HwnasError:
-        pass  # the only thing that may come out
 
 
 @pytest.mark.parametrize("spoil", [

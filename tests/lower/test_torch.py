@@ -101,7 +101,8 @@ def test_initial_weights_are_those_of_the_papers() -> None:
 
 
 def test_residual_blocks_start_as_the_identity_and_shortcuts_untouched() -> None:
-    network = build_network((3, 8, 8), [("a", MBConv(16, 3, 3, residual=False)), ("b", MBConv(16, 3, 3)), ("c", MBConv(16, 5, 6))])
+    network = build_network((3, 8, 8), [
+        ("a", MBConv(16, 3, 3, residual=False)), ("b", MBConv(16, 3, 3)), ("c", MBConv(16, 5, 6))])
     module = to_torch(network)
     images = images_for(network, 4)
     features = to_torch(build_network((3, 8, 8), [("a", MBConv(16, 3, 3, residual=False))]),
