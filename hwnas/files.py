@@ -85,6 +85,23 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key at which two JSON documents differ, `config.population` for a nested one, with both values.
+
+    Args:
+        found: What is there.
+        wanted: What should be.
+        key: Where in the documents this is.
+    """
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for name in dict.fromkeys([*wanted, *found]):
+            difference = first_difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
+            if difference is not None:
+                return difference
+        return None
+    return None if found == wanted else (key, found, wanted)
+
+
 def content_sha256(document: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON document but for its own `content_sha256` key, whatever the order of its keys: shows an edit."""
     content = {key: value for key, value in document.items() if key != "content_sha256"}

@@ -157,15 +157,15 @@ class _Run:
                 write_json(self.folder / "summary.json", {"schema": SUMMARY_SCHEMA, **asdict(summary)})
                 return summary
             nearest = min(nearest, manifest.measured_ms)
-            # One more point hardly moves the calibration; what this network overran by is taken off the limit as well.
-            limit = constraint.search_limit * self.budget_ms / manifest.measured_ms
             sessions = tuple(session.ratios for session in measurement.sessions)
             table = table.with_networks([NetworkRecord(choices=dict(best.choices), sessions=sessions, role="exported")])
             table.save(self.root / "table.json")
-            if limit < Trellis(table.search_space, table).min_cost():
-                break
+            # One more point hardly moves the calibration: what this network overran by is taken off the limit as well, down
+            # to the fastest network, which is tried before giving up.
+            limit = max(constraint.search_limit * self.budget_ms / manifest.measured_ms,
+                        Trellis(table.search_space, table).min_cost())
         raise InfeasibleError(f"No network was found that measures within {self.budget_ms:g} ms in {number} "
-                              f"round(s); the nearest measures {nearest:.3f} ms: raise the budget or export.rounds.")
+                              f"rounds; the nearest measures {nearest:.3f} ms: raise the budget or export.rounds.")
 
     def _search(self, table: LatencyTable, constraint: Constraint) -> Architecture:
         settings = self.config.search

@@ -120,8 +120,8 @@ def profile_space(space: SearchSpace, runtime: Runtime, config: RuntimeConfig, o
     journal = path.with_name(path.name + ".journal")
     environment = environment_fingerprint(runtime, config, batch_size=batch_size, anchor=anchor_sha256())
     if restart:
-        for old in (path, journal):
-            _discard(old)
+        _discard(path)
+        journal.unlink(missing_ok=True)
     exported: list[NetworkRecord] = []
     if path.exists():
         table = load_table(path)
@@ -312,12 +312,12 @@ def _read_session(line: bytes) -> tuple[str, SessionSamples]:
 
 
 def _discard(path: Path) -> None:
-    """Deletes a table or journal, whole or torn, and nothing else."""
+    """Deletes a table, whole or torn, and nothing else."""
     if not path.exists():
         return
     with open(path, "rb") as file:
         start = file.read(200)
-    if not any(schema.rpartition("/")[0].encode() in start for schema in (TABLE_SCHEMA, JOURNAL_SCHEMA)):
+    if start and TABLE_SCHEMA.rpartition("/")[0].encode() not in start:
         raise InputError(f"Only a latency table is replaced, but {path} is something else: choose another --output.")
     path.unlink()
 

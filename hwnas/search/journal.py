@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.errors import InputError
-from hwnas.files import write_atomic
+from hwnas.files import first_difference, write_atomic
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.space import SearchSpace
 from hwnas.search.result import Candidate
@@ -55,10 +55,10 @@ class Journal:
             write_atomic(self.path, _line(header))
             return {}
         found, scores, length = _read(self.path, space)
-        difference = _first_difference(found, header)
+        difference = first_difference(found, header)
         if difference:
-            raise InputError(f"A search resumes only from its own journal, but {self.path} {difference}: pass --overwrite to "
-                             "start again, or choose another output folder.")
+            raise InputError(f"A search resumes only from its own journal, but {self.path} {_told(difference)}: pass --overwrite "
+                             "to start again, or choose another output folder.")
         if length < self.path.stat().st_size:
             os.truncate(self.path, length)  # the line that was being written when the last run was killed
         return scores
@@ -86,9 +86,9 @@ def load_scores(path: str | os.PathLike[str], space: SearchSpace, context: Mappi
     """
     header, scores, _ = _read(Path(path), space)
     wanted = {"schema": SCHEMA, "space_hash": space.hash, "context": json.loads(_line(context))}
-    difference = _first_difference({key: header.get(key) for key in wanted}, wanted)
+    difference = first_difference({key: header.get(key) for key in wanted}, wanted)
     if difference:
-        raise InputError(f"Scores hold only for the space and the evaluator that gave them, but {path} {difference}: "
+        raise InputError(f"Scores hold only for the space and the evaluator that gave them, but {path} {_told(difference)}: "
                          "search without them.")
     return scores
 
@@ -140,14 +140,6 @@ def _damaged(path: Path, number: int) -> InputError:
                       "restore the file, or pass --overwrite to start again.")
 
 
-def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "") -> str:
-    """Names the first key that differs, `config.population` for a nested one; empty when nothing does."""
-    for key in [*wanted, *(key for key in found if key not in wanted)]:
-        ours, theirs = wanted.get(key), found.get(key)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            difference = _first_difference(theirs, ours, f"{where}{key}.")
-            if difference:
-                return difference
-        elif ours != theirs:
-            return f"has {where}{key} {theirs!r} and this search has {ours!r}"
-    return ""
+def _told(difference: tuple[str, Any, Any]) -> str:
+    key, found, wanted = difference
+    return f"has {key} {found!r} and this search has {wanted!r}"

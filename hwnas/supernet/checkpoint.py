@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hwnas.errors import InputError
-from hwnas.files import read_json, write_atomic, write_json
+from hwnas.files import first_difference, read_json, write_atomic, write_json
 
 SCHEMA = "hwnas.checkpoint/1"  # 1: 2026-11, first
 _STATE = "state.json"
@@ -114,19 +114,8 @@ def require_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: P
     Raises:
         InputError: Naming the first key that differs, and both values.
     """
-    difference = _difference(stored, json.loads(json.dumps(wanted)), "")
+    difference = first_difference({key: stored.get(key) for key in wanted}, json.loads(json.dumps(wanted)))
     if difference is not None:
         key, before, now = difference
         raise InputError(f"Training continues only with what it began with, but {key} was {before!r} in {folder} and is now "
                          f"{now!r}: restore it, choose another folder, or start again with overwrite.")
-
-
-def _difference(stored: Any, wanted: Any, key: str) -> tuple[str, Any, Any] | None:
-    """The first key below which two JSON documents differ; keys that only `stored` has do not matter at the top."""
-    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
-        for name in wanted if not key else {**wanted, **stored}:
-            found = _difference(stored.get(name), wanted.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
-        return None
-    return None if stored == wanted else (key, stored, wanted)

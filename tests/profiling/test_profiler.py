@@ -584,3 +584,11 @@ def test_a_session_is_on_disk_before_it_is_told(tmp_path):
     profile_space(SPACE, RUNTIME, CONFIG, path, plan=PLAN, progress=look)
     assert seen == list(range(1, BLOCKS + NETWORKS + 1))
     assert os.listdir(tmp_path) == ["table.json"]
+
+
+def test_restart_deletes_nothing_but_a_table(tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("not a table")
+    with pytest.raises(InputError, match="something else"):
+        profile_space(SPACE, RUNTIME, CONFIG, notes, restart=True)
+    assert notes.read_text() == "not a table"

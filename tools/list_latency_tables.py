@@ -1,0 +1,27 @@
+"""Prints the rows of latency_tables/README.md from the tables themselves: python tools/list_latency_tables.py"""
+
+from pathlib import Path
+
+from hwnas.latency.table import load_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def rows() -> list[str]:
+    """One Markdown row for every table, in the order of their paths."""
+    lines = []
+    for path in sorted((ROOT / "latency_tables").rglob("*.json")):
+        table = load_table(path)
+        environment, held_out = table.environment, table.held_out
+        device = f"{environment['device']} (family/model/stepping {environment['device_id']})"
+        command = f"`hwnas profile --device {environment['runtime']} --space {table.space} --threads {environment['threads']}`"
+        link = f"[{table.space}]({path.relative_to(path.parents[2])})"
+        cells = (device, f"{environment['runtime']} {environment['runtime_version']}", link, f"{held_out.networks} networks",
+                 f"{100 * held_out.mean_error:.1f} %", f"{100 * held_out.within_5_percent:.0f} %", f"{held_out.spearman:.3f}",
+                 f"± {100 * held_out.interval:.1f} %", command)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))
