@@ -3,6 +3,7 @@
 import gc
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hwnas.errors import InputError
 from hwnas.profiling.timing import (
     PairedSamples,
     TimingPlan,
+    _is_done,
     combine_sessions,
     median_interval,
     student_t95,
@@ -97,17 +99,14 @@ def test_an_interval_that_is_narrow_enough_ends_it_early():
 
 
 def test_an_interval_that_no_longer_narrows_ends_it():
-    anchor = busy_work()
-    turn = iter(range(10**9))
-
-    def drifting():  # ever slower: more pairs never settle on a median
-        repeated(anchor, 1 + next(turn) // 5)()
-
-    plan = TimingPlan(
-        sample_ms=0.01, min_pairs=6, max_pairs=5000, target_relative_ci=1e-9, max_seconds=60, max_warmup_seconds=1e-9
-    )
-    samples = time_paired(drifting, anchor, plan)
-    assert len(samples.ratios) < 1000 and not samples.stable
+    """Fed with samples of known behaviour, since a loaded machine makes real ones wander."""
+    plan = TimingPlan(min_pairs=6, max_pairs=5000, target_relative_ci=1e-9)
+    generator = np.random.default_rng(0)
+    drifting = [(1000.0 * 1.01**turn, 1000.0) for turn in range(5000)]  # ever slower: more pairs never settle on a median
+    steady = [(1000.0 * generator.normal(1, 0.05), 1000.0) for _ in range(1600)]
+    ends = next(count for count in range(1, 5000) if _is_done(drifting[:count], plan))
+    assert ends <= 60
+    assert not any(_is_done(steady[:count], replace(plan, min_pairs=100)) for count in (100, 400, 800, 1600))
 
 
 def test_seconds_are_a_bound_even_before_the_first_interval():
