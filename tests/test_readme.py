@@ -68,7 +68,7 @@ def test_python_session_runs(tmp_path, monkeypatch):
     source = next(block for block in _blocks("python") if "trellis.count" in block)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.json").write_bytes(tables[0].read_bytes())
-    exec(compile(source.replace("max_cost=0.3", f"max_cost={budget!r}"), "README", "exec"), {})
+    exec(compile(source.replace("max_cost=0.1", f"max_cost={budget!r}"), "README", "exec"), {})
 
 
 def test_example_configurations_are_valid():

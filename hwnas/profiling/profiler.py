@@ -33,6 +33,7 @@ from hwnas.profiling.measure import SessionSamples, measure_session
 from hwnas.profiling.timing import TimingPlan, combine_sessions
 from hwnas.runtimes.base import Runtime, RuntimeConfig
 
+_DEVIATION = 2.0  # of a decision's preference for cheap or dear options, which itself goes from -3 to 3
 JOURNAL_SCHEMA = "hwnas.profile-journal/1"
 Progress = Callable[[int, int, str], None]
 
@@ -171,14 +172,16 @@ def spread_networks(space: SearchSpace, count: int, seed: int) -> list[Architect
     """Different networks spread over the range of MACs, the smallest and the largest first; all of a space that has no more.
 
     Uniform samples crowd in the middle of the range, and a line fitted there says little about the ends, where budgets are.
-    So every network is drawn with a preference for cheap or for dear options, and the preference sweeps the range evenly.
+    So every network is drawn with a preference for cheap or for dear options, which sweeps the range evenly, and each of its
+    decisions deviates from that at random: a search mixes cheap and dear layers as it likes, and must not surprise the table.
     """
     trellis = Trellis(space, MacsCost())
     found = dict.fromkeys((trellis.cheapest(), trellis.dearest()))
     generator = np.random.default_rng(seed)
     macs = [_option_macs(space, step) for step in space.steps if step.is_decision]
     for preference in np.linspace(-3, 3, max(count - 2, 0)):
-        weights = [np.exp(preference * scores) for scores in macs]
+        tilts = preference + generator.normal(0, _DEVIATION, len(macs))
+        weights = [np.exp(tilt * scores) for tilt, scores in zip(tilts, macs, strict=True)]
         row = [generator.choice(len(weight), p=weight / weight.sum()) for weight in weights]
         found.setdefault(space.architectures(np.array([row]))[0])
     # Stand in for draws that came twice: all where that is little, else as many again, of which few meet.

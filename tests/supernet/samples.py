@@ -1,5 +1,7 @@
 """A space and a dataset that train in a moment, yet have dropout, identity options, and layers that several shapes reach."""
 
+import signal
+
 import numpy as np
 
 from hwnas.data.dataset import Dataset, Split, build_dataset
@@ -35,3 +37,14 @@ def tiny_dataset(seed: int = 0, train: int = 160, validation: int = 80) -> Datas
         return Split(np.clip(colours[labels] + noise, 0, 255).astype(np.uint8), labels)
 
     return build_dataset("noise", split(train, 0), split(validation, 1), split(8, 2), tuple("abcd"))
+
+
+def interrupt() -> None:
+    """What Python does at a Ctrl-C: calls the handler that is installed.
+
+    Not through the kernel: after OpenVINO has run in the same process, delivering a signal there may end in a segmentation
+    fault, handler or not. `test_a_real_ctrl_c_leaves_a_checkpoint` sends a real one, to a process of its own.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    assert callable(handler)
+    handler(signal.SIGINT, None)

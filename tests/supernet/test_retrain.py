@@ -1,7 +1,6 @@
 """A single network trains, resumes and is read back through the same loop."""
 
 import dataclasses
-import signal
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from hwnas.errors import InputError
 from hwnas.lower.torch import to_torch
 from hwnas.supernet import Supernet, evaluate_module, extract_weights, load_network_weights, train_network
-from tests.supernet.samples import CONFIG
+from tests.supernet.samples import CONFIG, interrupt
 
 CONFIG = dataclasses.replace(CONFIG, epochs=6)
 
@@ -29,7 +28,7 @@ def test_it_learns_and_resumes_to_the_bit(space, dataset, architecture, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         train_network(network, dataset, broken, CONFIG,
-                      progress=lambda step, *_: signal.raise_signal(signal.SIGINT) if step == 23 else None)
+                      progress=lambda step, *_: interrupt() if step == 23 else None)
     train_network(network, dataset, broken, CONFIG)
     assert (broken / "network.safetensors").read_bytes() == (whole / "network.safetensors").read_bytes()
     assert train_network(network, dataset, whole, CONFIG).already_trained

@@ -22,7 +22,7 @@ from hwnas.supernet import Supernet, SupernetEvaluator, TrainConfig, load_supern
 from hwnas.supernet.loop import Task, run_loop
 from hwnas.supernet.paths import uniform_paths
 from hwnas.supernet.train import supernet_task
-from tests.supernet.samples import CONFIG, tiny_dataset, tiny_space
+from tests.supernet.samples import CONFIG, interrupt, tiny_dataset, tiny_space
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
@@ -30,7 +30,7 @@ STEPS = 20
 CHILD = """
 import dataclasses, sys, time
 from hwnas.supernet import train_supernet
-from tests.supernet.samples import CONFIG, tiny_dataset, tiny_space
+from tests.supernet.samples import CONFIG, tiny_dataset, tiny_space, interrupt
 
 def progress(step, total, loss, images_per_second):
     print(step, flush=True)
@@ -58,7 +58,7 @@ def interrupted_run(space, dataset, folder, step=7, config=CONFIG):
     """Leaves a checkpoint of the given step, by a Ctrl-C at its end."""
     def progress(done, *_):
         if done == step:
-            signal.raise_signal(signal.SIGINT)
+            interrupt()
 
     with pytest.raises(KeyboardInterrupt):
         train_supernet(space, dataset, folder, config, progress=progress)
@@ -133,6 +133,21 @@ def test_a_killed_run_resumes_to_the_bit(reference, tmp_path):
     expected = json.loads((reference / "supernet.json").read_text())["epoch_losses"]
     assert list(result.epoch_losses) == expected
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_real_ctrl_c_leaves_a_checkpoint(reference, tmp_path):
+    reset = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job may ignore it
+    child = subprocess.Popen([sys.executable, "-c", reset + CHILD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    for line in child.stdout:
+        if int(line) >= 5:
+            child.send_signal(signal.SIGINT)
+            break
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGINT and "KeyboardInterrupt" in told
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] >= 5
+    train_supernet(tiny_space(), tiny_dataset(), tmp_path, CONFIG)
+    assert weights_of(tmp_path) == weights_of(reference)
 
 
 @pytest.mark.parametrize("step", [1, 10, 13, 20])  # in the warm-up, at an epoch's end, in the second epoch, at the end
