@@ -102,6 +102,7 @@ def compile_space(config: CompileConfig, space: SearchSpace, output: str | os.Pa
     """
     root = Path(output)
     train = TrainConfig(**config.train.model_dump(), seed=config.seed)
+    _refuse_known_impossible(config, space, root)
     with stage("data") as bar:
         bar(0, 1, config.data)
         dataset = load_dataset(config.data, seed=config.seed)
@@ -216,6 +217,15 @@ def _table(config: CompileConfig, space: SearchSpace, root: Path, stage: Stage) 
                            max_minutes=settings.max_minutes)
         return profile_space(space, load_runtime(config.device), RuntimeConfig(settings.threads, settings.precision),
                              root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
+
+
+def _refuse_known_impossible(config: CompileConfig, space: SearchSpace, root: Path) -> None:
+    """Tells at once, before data are loaded, when a table that is already there shows that the budget cannot be met."""
+    path = config.profile.table or root / "table.json"
+    if config.max_latency_ms is not None and path.exists():
+        table = load_table(path)
+        if table.search_space.hash == space.hash and not table.missing_workloads():
+            latency_constraint(table, config.max_latency_ms)
 
 
 def _budget_ms(config: CompileConfig, table: LatencyTable) -> float:

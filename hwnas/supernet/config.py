@@ -53,7 +53,7 @@ class LoopConfig:
     seed: int = 0
     threads: int | None = None
     device: str = "cpu"
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         """Refuses values that cannot train.
