@@ -276,7 +276,7 @@ def test_a_given_table_is_used(compiled, folder, configure, tmp_path):
     stages = Stages()
     with pytest.raises(InfeasibleError, match=r"the fastest is \d{5,}"):
         compile_space(config, load_space(config.space), tmp_path, stages)
-    assert stages.titles == ["data"] and not list(tmp_path.iterdir())
+    assert not stages.titles and not list(tmp_path.iterdir())  # told before anything is loaded
 
 
 def test_a_given_table_must_fit(compiled, folder, configure, tmp_path):
