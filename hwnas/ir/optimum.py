@@ -150,11 +150,12 @@ def _pareto(state: NDArray[np.intp], spent: Ints, gained: Floats, among: NDArray
 
 
 def without_infinities(scores: Sequence[Floats]) -> list[Floats]:
-    """Replaces minus infinity by a score so low that one fewer of them outweighs everything else."""
+    """Replaces minus infinity by one score so low that one fewer of them outweighs everything else.
+
+    The same score in every stage: among paths with equally many, the sum of their other scores decides.
+    """
     finite = [score[np.isfinite(score)] for score in scores]
     if all(part.size == score.size for part, score in zip(finite, scores, strict=True)):
         return list(scores)
-    total_range = sum(float(np.ptp(part)) for part in finite if part.size)
-    drop = total_range + 1 + max((float(np.abs(part).max()) for part in finite if part.size), default=0.0)
-    return [np.where(np.isfinite(score), score, (float(part.min()) if part.size else 0.0) - drop)
-            for part, score in zip(finite, scores, strict=True)]
+    drop = 1 + 2 * sum(float(np.abs(part).max()) for part in finite if part.size)
+    return [np.where(np.isfinite(score), score, -drop) for score in scores]

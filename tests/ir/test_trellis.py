@@ -427,6 +427,16 @@ def test_best_is_the_optimum(case, seed, kind, data):
     assert total == pytest.approx(totals[costs <= budget].max(), rel=1e-11, abs=1e-11)
 
 
+def test_among_paths_with_equally_many_last_resorts_the_other_scores_decide():
+    space = chain(2, 3)
+    edges = space.steps[0].edges  # both decisions have the same options at the same shape
+    model = WorkloadCosts({edge.workload: cost for edge, cost in zip(edges, (1.0, 0.0, 5.0), strict=True)})
+    # Within a budget of 1, one of the two must take its last resort, the second option; 10 beats 3, whatever the dear third
+    # options, which nobody can afford, would have brought.
+    scores = {"d0": [3.0, -np.inf, -50.0], "d1": [10.0, -np.inf, -20.0]}
+    assert dict(Trellis(space, model).best(scores, 1.0).choices) == {"d0": "o1", "d1": "o0"}
+
+
 def test_best_in_a_restricted_space_of_varying_width():
     space = chain(4, 4, (2, 3))
     whole = Trellis(space, random_costs(space, 2))
