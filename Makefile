@@ -1,9 +1,9 @@
-# make quickstart | make test | make lint | make test-slow
+# make quickstart | make test | make lint | make fuzz | make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test fuzz lint clean
 
 # Torch is pinned here: an open range may bring several gigabytes of GPU packages to a machine without a GPU.
 $(VENV)/.runs: pyproject.toml
@@ -27,8 +27,9 @@ lint: $(VENV)/.tests
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
-test-slow: $(VENV)/.tests
-	$(BIN)/python -m pytest -m slow
+# New examples for every property, until one fails or a round is over.
+fuzz: $(VENV)/.tests
+	HWNAS_HYPOTHESIS=fuzz $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 clean:
 	rm -rf $(VENV) .venv-base build *.egg-info

@@ -7,6 +7,8 @@ from hypothesis import settings
 # Two processes share two cores in the suite, and frameworks start a thread for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Shared machines pause a process for longer than hypothesis' default of 200 ms.
-settings.register_profile("hwnas", deadline=None)
-settings.load_profile("hwnas")
+# No deadline: shared machines pause a process for longer than hypothesis' default of 200 ms. The suite's examples are always
+# the same, so that a change is judged by what it changed; `make fuzz` looks for new ones.
+settings.register_profile("hwnas", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HWNAS_HYPOTHESIS", "hwnas"))
