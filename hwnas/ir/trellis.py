@@ -89,7 +89,7 @@ class Trellis:
 
         Never more than there are; never less with a larger budget. Exact without a budget, wherever the slack is at most
         `resolution` ticks, and in spaces with few distinct costs; otherwise some of the networks that keep the budget by
-        less than a fraction of a percent of the slack are left out (up to 3 % of all that fit, in a space of 22 x 9).
+        a small share of the slack are left out; a finer resolution leaves out fewer.
         """
         slack = self._slack(max_cost)
         if slack < 0:

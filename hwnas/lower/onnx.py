@@ -154,7 +154,7 @@ class _Graph:
                 return self._add("Concat", name, [x, *others], axis=1)
             case ChannelSlice():
                 return self._slice(node, x)
-            case ChannelShuffle(groups):  # a `Slice` with steps would do for shuffle units, but OpenVINO runs it at half speed
+            case ChannelShuffle(groups):  # a `Slice` with steps would do for shuffle units, but is slow on OpenVINO
                 channels, *resolution = node.shape
                 matrix = [self._batch, groups, channels // groups, *resolution]
                 x = self._add("Reshape", f"{name}/matrix", [x, self._integers(f"{name}/matrix.shape", matrix)])

@@ -53,8 +53,8 @@ class NetworkModule(nn.Module):
         zero_start = {node.inputs[-1] for node in network.nodes if isinstance(node.layer, Add)}  # the branch comes last
         for node in network.nodes:
             source = nodes.get(node.inputs[0])
-            # An activation overwrites the output of layers that do not need it for gradients: on a CPU, where new memory
-            # costs page faults, that saves a fifth to a third of the time.
+            # An activation overwrites the output of layers that do not need it for gradients: new memory
+            # costs page faults on a CPU.
             inplace = (source is not None and readers[source.name] == 1
                        and isinstance(source.layer, BatchNorm | Conv | Linear))
             module, inputs = _strided_slice(node, source) or (_module(node, generator, inplace), node.inputs)
@@ -137,7 +137,7 @@ def _strided_slice(node: Node, source: Node | None) -> tuple[nn.Module, tuple[st
     """Module and inputs of a slice of shuffled channels that reads the tensor before the shuffle, where it can.
 
     It can where the channels are evenly spaced there: that is how shuffle units split their input by channel parity. A view
-    in place of a copy makes such a unit a fifth to two fifths faster in training, in either memory format.
+    takes the place of a copy, in either memory format.
     """
     if not (isinstance(node.layer, ChannelSlice) and source is not None and isinstance(source.layer, ChannelShuffle)):
         return None

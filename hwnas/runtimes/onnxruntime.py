@@ -42,7 +42,7 @@ class OnnxRuntimeCpu:
             "inter_op_num_threads": 1,
             "session.intra_op.allow_spinning": "1",
             # The worker threads of an idle session would go on spinning and slow the one that is timed in turn with
-            # it: on two cores the quartiles of the paired ratio lie 66 % apart with that, 9 % apart without.
+            # it, which makes the paired ratio useless where there are no cores to spare.
             "session.force_spinning_stop": "1",
         }
 

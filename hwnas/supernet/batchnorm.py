@@ -74,7 +74,7 @@ def _change(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> floa
 
 
 def fold_batch_norm(module: NetworkModule) -> None:
-    """Folds batch norms into the convolutions before them, in place: a third less time at inference, and no more training.
+    """Folds batch norms into the convolutions before them, in place: less work at inference, and no more training.
 
     A batch norm that follows something else, or a convolution that something else reads too, stays as it is.
     """

@@ -20,7 +20,7 @@ from hwnas.supernet.batchnorm import fold_batch_norm, recalibrate_batch_norm
 from hwnas.supernet.supernet import Supernet, extract, module_device
 
 _CALIBRATION_BATCH = 128
-_BATCH = 64  # small enough for activations to stay near the cache: up to twice as fast as 256 on two CPU cores
+_BATCH = 64  # small enough for activations to stay near the cache: larger batches were slower on a CPU
 
 
 class SupernetEvaluator:
