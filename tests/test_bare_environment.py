@@ -20,8 +20,8 @@ BASE = ROOT / ".venv-base"
 BIN = BASE / "bin"
 
 # What may import torch (or what comes with it) when it is imported. Everything else belongs to the base install.
-NEEDS_TORCH = {"hwnas.lower.torch", "hwnas.data.augment", "hwnas.pipeline.search", "hwnas.pipeline.export",
-               "hwnas.pipeline.compile", "hwnas.supernet"}
+NEEDS_TORCH = {"hwnas.lower.torch", "hwnas.lower.straight_through", "hwnas.data.augment", "hwnas.pipeline.search",
+               "hwnas.pipeline.export", "hwnas.pipeline.compile", "hwnas.supernet"}
 
 SPACE = {"name": "atom", "input_shape": [1, 8, 8], "layers": [
     {"name": "only", "options": {"k1": {"kind": "conv", "out_channels": 4, "kernel": 1},

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from hwnas.ir.block import block_network
 from hwnas.ir.blocks import Head, Identity, MBConv, ShuffleUnit, Stem
 from hwnas.ir.costs import CostModel
 from hwnas.ir.shape import TensorShape
-from hwnas.ir.space import Decision, Edge, Fixed, SearchSpace, block_network
+from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.ir.steps import Edge
 from hwnas.ir.trellis import Trellis
 
 SAMPLES = 200_000

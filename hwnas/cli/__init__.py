@@ -15,6 +15,7 @@ from hwnas.cli.compile import compile_command
 from hwnas.cli.devices import devices_command
 from hwnas.cli.export import export_command
 from hwnas.cli.feasible import feasible_command
+from hwnas.cli.networks import networks_command
 from hwnas.cli.predict import predict_command
 from hwnas.cli.profile import profile_command
 from hwnas.cli.search import search_command
@@ -27,6 +28,7 @@ from hwnas.errors import HwnasError
 VERBS: dict[str, Callable[..., None]] = {
     "devices": devices_command,
     "spaces": spaces_command,
+    "networks": networks_command,
     "profile": profile_command,
     "predict": predict_command,
     "feasible": feasible_command,
@@ -39,11 +41,11 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 # These continue where they were interrupted.
-RESUMABLE = {"profile", "train", "search", "compile"}
+RESUMABLE = {"networks", "profile", "train", "search", "compile"}
 
 # Optional packages and the extra that brings them; a verb that needs one imports it only then.
 EXTRAS = {"torch": "train", "safetensors": "train", "PIL": "train", "matplotlib": "train", "sklearn": "train",
-          "onnxruntime": "onnxruntime", "openvino": "openvino"}
+          "onnxruntime": "onnxruntime", "openvino": "openvino", "plotly": "report"}
 
 app = typer.Typer(name="hwnas", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, help="Compile a search space into the best network a device runs within a budget.")

@@ -45,6 +45,9 @@ def print_json(document: Any) -> None:
     stdout.file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+_LONGEST_NAME = 40  # a first column up to this wide is one to copy from, and never folded
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table for people under its title; columns of figures are set flush right."""
     texts = [[str(cell) for cell in row] for row in rows]
@@ -52,7 +55,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for index, column in enumerate(columns):
         filled = [row[index] for row in texts if row[index]]
         figures = index > 0 and bool(filled) and all(_FIGURE.fullmatch(text) for text in filled)
-        table.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=figures)
+        is_name = index == 0 and max(map(len, filled), default=0) <= _LONGEST_NAME
+        table.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=figures or is_name)
     for row in texts:
         table.add_row(*row)
     _print_titled(title, table)

@@ -18,6 +18,7 @@ def export_command(
     weights: Annotated[Path | None, typer.Option(help="Folder of the supernet whose weights are inherited.")] = None,
     space: Annotated[str | None, typer.Option(help="With --random: a network of this space, random weights.")] = None,
     random: Annotated[int | None, typer.Option(help="Seed of a random network.", min=0)] = None,
+    network: Annotated[str | None, typer.Option(help="A reference network instead, random weights.")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="onnx.")] = None,
     table: Annotated[Path | None, typer.Option(help="Predict, and measure on this machine in this table's ms.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Budget to be checked by measurement; exit 4 if broken.")] = None,
@@ -26,11 +27,11 @@ def export_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artefact that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    inherited, drawn = (architecture, weights), (space, random)
-    if not ((all(one is not None for one in inherited) and drawn == (None, None))
-            or (all(one is not None for one in drawn) and inherited == (None, None))):
-        raise InputError("Export takes --architecture FILE with --weights SUPERNET, or --space S with --random SEED: give one "
-                         "pair.")
+    ways = ((architecture, weights), (space, random), (network,))
+    if [all(one is not None for one in way) for way in ways].count(True) != 1 or (
+            [any(one is not None for one in way) for way in ways].count(True) != 1):
+        raise InputError("Export takes --architecture FILE with --weights SUPERNET, or --space S with --random SEED, or "
+                         "--network NAME: give one of these.")
     unknown = [one for one in formats or [] if one not in FORMATS]
     if unknown:
         raise InputError(f"The format must be one of {', '.join(FORMATS)}, but is {unknown[0]!r}.")
@@ -41,9 +42,10 @@ def export_command(
         raise InputError(f"A measured latency can only be within a budget above 0 ms, but the budget is {max_latency_ms:g} ms.")
     from hwnas.ir.architecture import load_architecture
     from hwnas.latency.table import load_table
-    from hwnas.pipeline.export import export_from_supernet, export_random
+    from hwnas.pipeline.export import export_from_supernet, export_random, export_reference
     from hwnas.pipeline.measure import measure_artifact, target_of_table
     from hwnas.spaces.load import load_space
+    from hwnas.spaces.networks import load_network
 
     loaded = load_table(table) if table else None
     target = target_of_table(loaded) if loaded else None
@@ -53,6 +55,9 @@ def export_command(
         artifact = export_from_supernet(weights, chosen, output, budget_ms=max_latency_ms, batch_size=batch_size,
                                         prediction=loaded.predict(chosen) if loaded else None,
                                         calibration_images=calibration_images, overwrite=overwrite)
+    elif network is not None:
+        artifact = export_reference(load_network(network), 0, output, table=loaded, budget_ms=max_latency_ms,
+                                    batch_size=batch_size, overwrite=overwrite)
     else:
         artifact = export_random(load_space(str(space)), int(random or 0), output, table=loaded, budget_ms=max_latency_ms,
                                  batch_size=batch_size, overwrite=overwrite)

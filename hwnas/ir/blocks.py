@@ -1,110 +1,30 @@
 """Blocks: what a search space chooses between. Each expands into primitive layers and knows nothing of its neighbours.
 
-A block does not store its input width: it takes the width that reaches it, so the same option can follow options of
-different widths. A new block is one frozen dataclass here and one line in `BLOCKS`.
+A new block is one frozen dataclass, here or in a file of its family, and one line in `BLOCKS`.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, Self
 
 from hwnas.errors import InputError
-from hwnas.ir.layers import (
-    ACTIVATIONS,
-    Activation,
-    Add,
-    BatchNorm,
-    ChannelShuffle,
-    ChannelSlice,
-    Concat,
-    Conv,
-    Dropout,
-    GlobalAveragePool,
-    Linear,
-    Multiply,
-    Pool,
+from hwnas.ir.block import Block, Part, conv_bn_act, squeeze_excite
+from hwnas.ir.cell_operations import (
+    CellHead,
+    DilatedOperation,
+    FactorizedConvolution,
+    FactorizedReduction,
+    PoolOperation,
+    PreactivatedConv,
+    SeparableOperation,
+    UnpaddedStem,
 )
-from hwnas.ir.network import NetworkBuilder, Value
-
-
-@dataclass(frozen=True)
-class Block:
-    """A candidate block: hashable, JSON-able, independent of what surrounds it."""
-
-    kind: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        """Refuses values that no block of this kind can have.
-
-        Raises:
-            InputError: Naming the kind, the field and the value.
-        """
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            types = get_args(hints[field.name]) or (hints[field.name],)
-            accepted = (*types, int) if float in types else types
-            if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in types):
-                raise InputError(f"{self.kind}: {field.name} must be {_type_names(types)}, but is {value!r}")
-            if field.name == "activation" and value not in (*ACTIVATIONS, None):
-                raise InputError(f"{self.kind}: activation must be one of {', '.join(ACTIVATIONS)}, but is {value!r}")
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                low = 0 if field.name in ("dropout", "se_ratio") else 1
-                high = 1 if field.name == "dropout" else 1 << 20
-                if not low <= value < high:
-                    raise InputError(f"{self.kind}: {field.name} must be at least {low} and below {high}, but is {value}")
-                if float in types:  # 6 and 6.0 are one block, so they must have one signature
-                    object.__setattr__(self, field.name, float(value))
-            if field.name == "kernel" and value % 2 == 0:
-                raise InputError(f"{self.kind}: kernel must be odd, so that padding keeps the resolution, but is {value}")
-
-    def build(self, net: NetworkBuilder, x: Value) -> Value:
-        """Appends this block's layers to a network.
-
-        Args:
-            net: Where the layers go.
-            x: The block's input.
-
-        Returns:
-            The block's output.
-
-        Raises:
-            InputError: The block cannot take the shape of `x`.
-        """
-        raise NotImplementedError
-
-    @property
-    def signature(self) -> str:
-        """Every field in one line: `mbconv(out_channels=24, kernel=3, ...)`. Equal blocks have equal signatures."""
-        fields = ", ".join(f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
-        return f"{self.kind}({fields})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form: `kind` and every field."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = [name for name in fields if name not in known]
-        if unknown:
-            raise InputError(f"A {cls.kind} block has the fields {', '.join(known) or '(none)'}, but not {unknown[0]!r}.")
-        missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in fields]
-        if missing:
-            raise InputError(f"A {cls.kind} block needs {missing[0]!r}: add it.")
-        return cls(**fields)
-
-
-def block_from_dict(document: Any) -> Block:
-    """Makes a block from its JSON or YAML form.
-
-    Raises:
-        InputError: Not a mapping with a known `kind`, or fields that this kind does not have.
-    """
-    if not isinstance(document, Mapping) or document.get("kind") not in tuple(BLOCKS):
-        raise InputError(f"A block must be a mapping with a 'kind' among {', '.join(BLOCKS)}, but is {document!r}.")
-    return BLOCKS[document["kind"]].from_fields({key: value for key, value in document.items() if key != "kind"})
+from hwnas.ir.layers import Add, ChannelShuffle, ChannelSlice, Concat, Dropout, GlobalAveragePool, Linear, Pool, Resize
+from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer
+from hwnas.ir.network import INPUT, NetworkBuilder, Value
+from hwnas.ir.quantized import HalfPrecision, Quantized
+from hwnas.ir.residual_blocks import BasicBlock, Bottleneck
+from hwnas.ir.shape import TensorShape
 
 
 @dataclass(frozen=True)
@@ -112,9 +32,70 @@ class Identity(Block):
     """Passes its input on: the option that makes depth searchable."""
 
     kind = "identity"
+    is_free = True
 
     def build(self, net: NetworkBuilder, x: Value) -> Value:
         return x
+
+
+@dataclass(frozen=True)
+class Resolution(Block):
+    """Images of another resolution: the option that makes the input size searchable. Stands first, and only there.
+
+    In a supernet the images are resized; a standalone network takes images of this size, so no device spends time on it.
+    """
+
+    kind = "resolution"
+    is_free = True
+    size: int
+
+    def build(self, net: NetworkBuilder, x: Value) -> Value:
+        if x.name != INPUT:
+            raise InputError("a resolution is that of the images, so it must be the first layer, but a layer comes before it")
+        return x if x.shape[1:] == (self.size, self.size) else net.add("resize", Resize(self.size, self.size), x)
+
+
+@dataclass(frozen=True)
+class Sequence(Block):
+    """Blocks one after the other as one option: a stage that is chosen as a whole. Measured and trained block by block."""
+
+    kind = "sequence"
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if not self.blocks or not all(isinstance(block, Block) for block in self.blocks):
+            raise InputError(f"{self.kind}: blocks must be one block or more, but are {self.blocks!r}")
+
+    def build(self, net: NetworkBuilder, x: Value) -> Value:
+        for number, block in enumerate(self.blocks, 1):
+            x = block.build(net.scoped(str(number)), x)
+        return x
+
+    def output_shape(self, shape: TensorShape) -> TensorShape:
+        for block in self.blocks:
+            shape = block.output_shape(shape)
+        return shape
+
+    def parts(self, shape: TensorShape) -> tuple[Part, ...]:
+        parts = []
+        for number, block in enumerate(self.blocks, 1):
+            parts.append(Part(str(number), block, shape))
+            shape = block.output_shape(shape)
+        return tuple(parts)
+
+    @property
+    def signature(self) -> str:
+        return f"{self.kind}({', '.join(block.signature for block in self.blocks)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "blocks": [block.to_dict() for block in self.blocks]}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        if set(fields) != {"blocks"} or not isinstance(fields["blocks"], list | tuple):
+            raise InputError(f"A sequence has a list of blocks, but is {str(dict(fields))[:120]}.")
+        return cls(tuple(block_from_dict(block) for block in fields["blocks"]))
 
 
 @dataclass(frozen=True)
@@ -280,28 +261,21 @@ class ShuffleUnit(Block):
         return conv_bn_act(net, name, x, x.channels, self.kernel, stride, x.channels, None)
 
 
-def conv_bn_act(net: NetworkBuilder, prefix: str, x: Value, out_channels: int, kernel: int, stride: int, groups: int,
-                activation: str | None) -> Value:
-    """Convolution with resolution-keeping padding (at stride 1), batch norm, and an activation unless None."""
-    x = net.add(f"{prefix}conv", Conv(out_channels, (kernel, kernel), stride, (kernel // 2,) * 2, 1, groups), x)
-    x = net.add(f"{prefix}bn", BatchNorm(), x)
-    return net.add(f"{prefix}act", Activation(activation), x) if activation else x
-
-
-def squeeze_excite(net: NetworkBuilder, x: Value, reduced_channels: int) -> Value:
-    """Channel gate (Hu et al., arXiv 1709.01507): pool, 1x1 convolution, ReLU, 1x1 convolution, sigmoid, multiply."""
-    gate = net.add("se_pool", GlobalAveragePool(), x)
-    gate = net.add("se_reduce", Conv(reduced_channels, bias=True), gate)
-    gate = net.add("se_reduce_act", Activation("relu"), gate)
-    gate = net.add("se_expand", Conv(x.channels, bias=True), gate)
-    gate = net.add("se_gate", Activation("sigmoid"), gate)
-    return net.add("se_scale", Multiply(), x, gate)
-
-
-def _type_names(types: tuple[Any, ...]) -> str:
-    names = {int: "a whole number", float: "a number", str: "a name", bool: "true or false", type(None): "empty"}
-    return " or ".join(names[kind] for kind in types)
-
-
 BLOCKS: dict[str, type[Block]] = {block.kind: block for block in (
-    Identity, ConvBlock, Stem, Head, SeparableConv, MBConv, ShuffleUnit)}
+    Identity, Resolution, Sequence, ConvBlock, Stem, Head, SeparableConv, MBConv, ShuffleUnit,
+    SeparableOperation, DilatedOperation, PoolOperation, FactorizedConvolution, PreactivatedConv, FactorizedReduction,
+    UnpaddedStem, CellHead,
+    BasicBlock, Bottleneck, FBNetBlock, MnasNetLayer, Quantized, HalfPrecision)}
+
+
+def block_from_dict(document: Any) -> Block:
+    """Makes a block from its JSON or YAML form.
+
+    Raises:
+        InputError: Not a mapping with a known `kind`, or fields that this kind does not have.
+    """
+    if not isinstance(document, Mapping) or document.get("kind") not in tuple(BLOCKS):
+        raise InputError(f"A block must be a mapping with a 'kind' among {', '.join(BLOCKS)}, but is {document!r}.")
+    fields = {key: block_from_dict(value) if isinstance(value, Mapping) else value
+              for key, value in document.items() if key != "kind"}
+    return BLOCKS[document["kind"]].from_fields(fields)

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.ir.grid import Floats, Ints, Stage, distinct
+from hwnas.ir.grid import FORBIDDEN, Floats, Ints, Stage, distinct
 
 _LIMB_BITS = 48  # exact counts are sums of 48-bit limbs in 64-bit integers: up to 32767 options add up without overflow
 _CHUNK = 16384  # samples drawn together: few enough for the cache, enough to hide the cost of a call
@@ -120,7 +120,7 @@ def diagram_within(stages: Sequence[Stage], detours: Sequence[Ints], reach: int,
     the slack, that makes counts grow with the budget.
     """
     if slack >= reach:  # nothing to keep account of
-        return _diagram(stages, [np.zeros_like(detour) for detour in detours], 0)
+        return _diagram(stages, [np.where(detour < FORBIDDEN, 0, FORBIDDEN) for detour in detours], 0)
     if slack <= resolution or size <= resolution:
         return _diagram(stages, detours, slack)
     try:

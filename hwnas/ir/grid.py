@@ -5,7 +5,7 @@ numbers stay as they are). Sums and comparisons are then exact, and `cost(a) <= 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from hwnas.errors import InputError
 from hwnas.ir.costs import CostModel
-from hwnas.ir.space import SearchSpace, Step
+from hwnas.ir.steps import Space, Step
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Allowed = Collection[str] | Sequence[bool] | NDArray[np.bool_]
 
 MAX_TICKS = 1 << 48
+FORBIDDEN = 1 << 50
+"""Cost of an edge that is not there: more than any path, and still far from overflow when every stage adds one."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Stage:
         column: Position among the decisions; None for a fixed layer.
         states: Input shape of every state, as index into the step's inputs; (S,).
         options: Index of every option in the step; (K,).
-        target: State of the next stage that an edge leads to; (S, K).
-        cost: In ticks; (S, K).
+        target: State of the next stage that an edge leads to, 0 where there is no edge; (S, K).
+        cost: In ticks, `FORBIDDEN` where there is no edge; (S, K).
         outputs: Number of states of the next stage.
     """
 
@@ -86,23 +88,23 @@ class Stage:
     outputs: int
 
 
-def edge_costs(space: SearchSpace, step: Step, costs: CostModel | None) -> Floats:
+def edge_costs(space: Space, step: Step, costs: CostModel | None) -> Floats:
     values = np.zeros((len(step.inputs), len(step.options)))
     for edge in step.edges if costs else ():
         value = float(costs.edge_cost(edge)) if costs else 0.0
         if not 0 <= value < math.inf:
             raise InputError(f"A cost must be a finite number of at least 0, but layer {step.name!r} of space {space.name!r}, "
-                             f"option {step.options[edge.option]!r} at {edge.input_shape}, costs {value}.")
+                             f"option {step.options[edge.option]!r} at {step.inputs[edge.source]}, costs {value}.")
         values[edge.source, edge.option] = value
     return values
 
 
-def build_stages(space: SearchSpace, costs: Sequence[Ints]) -> Iterator[Stage]:
+def build_stages(space: Space, costs: Sequence[Ints]) -> Iterator[Stage]:
     columns = {decision.name: column for column, decision in enumerate(space.decisions)}
     for step, cost in zip(space.steps, costs, strict=True):
-        target = np.array([edge.target for edge in step.edges], np.intp).reshape(cost.shape)
-        yield Stage(step.name, columns.get(step.name), np.arange(cost.shape[0]), np.arange(cost.shape[1]), target, cost,
-                     len(step.outputs))
+        there = step.targets >= 0
+        yield Stage(step.name, columns.get(step.name), np.arange(cost.shape[0]), np.arange(cost.shape[1]),
+                    np.maximum(step.targets, 0), np.where(there, cost, FORBIDDEN), len(step.outputs))
 
 
 def narrowed(stages: Sequence[Stage], masks: Mapping[int, NDArray[np.bool_]]) -> Iterator[Stage]:
@@ -118,11 +120,15 @@ def narrowed(stages: Sequence[Stage], masks: Mapping[int, NDArray[np.bool_]]) ->
         if not kept.size:
             raise InputError(f"A restriction must leave an option to decision {stage.name!r}, but leaves none.")
         edges = reached[:, None], kept
-        target = stage.target[edges]
+        target, cost = stage.target[edges], stage.cost[edges]
+        there = cost < FORBIDDEN
+        if not there.any():
+            raise InputError(f"Restrictions must leave a network, but those on decision {stage.name!r} and before it leave none.")
         states = stage.states[reached]
-        reached, numbers = distinct(target.ravel(), stage.outputs)
-        yield Stage(stage.name, stage.column, states, stage.options[kept], numbers.reshape(target.shape), stage.cost[edges],
-                     reached.size)
+        reached, found = distinct(target[there], stage.outputs)
+        numbers = np.zeros(target.shape, np.intp)
+        numbers[there] = found
+        yield Stage(stage.name, stage.column, states, stage.options[kept], numbers, cost, reached.size)
 
 
 def option_mask(name: str, options: tuple[str, ...], wanted: Allowed) -> NDArray[np.bool_]:
@@ -140,14 +146,48 @@ def option_mask(name: str, options: tuple[str, ...], wanted: Allowed) -> NDArray
     return np.array([option in wanted for option in options])
 
 
-def potentials(stages: Sequence[Stage], reduce: Callable[..., Any]) -> list[Ints]:
-    """Cost of the cheapest (or dearest) way to the end from every state of every stage, and zeros after the last."""
+def shortest(stages: Sequence[Stage]) -> list[Ints]:
+    """Cost of the cheapest way to the end from every state of every stage, and zeros after the last.
+
+    At least `FORBIDDEN` where there is none.
+    """
     onward = np.zeros(stages[-1].outputs, np.int64)
     potentials = [onward]
     for stage in reversed(stages):
-        onward = reduce(stage.cost + onward[stage.target], axis=1)
+        onward = np.minimum((stage.cost + onward[stage.target]).min(axis=1), FORBIDDEN)
         potentials.append(onward)
     return potentials[::-1]
+
+
+def longest(stages: Sequence[Stage]) -> list[Ints]:
+    """Cost of the dearest way to the end from every state of every stage, and zeros after the last.
+
+    At most minus `FORBIDDEN` where there is none.
+    """
+    onward = np.zeros(stages[-1].outputs, np.int64)
+    potentials = [onward]
+    for stage in reversed(stages):
+        onward = np.maximum(dearest(stage, onward).max(axis=1), -FORBIDDEN)
+        potentials.append(onward)
+    return potentials[::-1]
+
+
+def dearest(stage: Stage, onward: Ints) -> Ints:
+    """Cost of every edge and the dearest way on from it; (S, K)."""
+    return np.where(stage.cost < FORBIDDEN, stage.cost + onward[stage.target], -2 * FORBIDDEN)
+
+
+def ways(stages: Sequence[Stage]) -> int:
+    """Number of paths."""
+    onward = [1] * stages[-1].outputs
+    for stage in reversed(stages):
+        there = stage.cost < FORBIDDEN
+        if there.all() and len(set(onward)) == 1:
+            onward = [onward[0] * stage.options.size] * len(stage.states)
+            continue
+        onward = [sum(onward[state] for state, edge in zip(targets, edges, strict=True) if edge)
+                  for targets, edges in zip(stage.target.tolist(), there.tolist(), strict=True)]
+    return onward[0]
 
 
 def distinct(keys: NDArray[np.integer[Any]], span: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -7,6 +7,7 @@ norm, biases, activations, pooling and element-wise layers count nothing.
 What will never be here: weights (they travel as `{node}.{parameter}` arrays), torch, ONNX.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,9 @@ from hwnas.ir.shape import TensorShape
 
 ActivationKind = Literal["relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
+
+FORMAT_BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, **{f"int{bits}": bits for bits in range(1, 9)}}
+"""What numbers can be stored as, and how many bits that takes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ def _window(size: int, kernel: int, stride: int, padding: int, dilation: int = 1
 
 def _slide(what: str, x: TensorShape, channels: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int],
            dilation: int = 1) -> TensorShape:
+    if min(x.height, x.width) < stride:  # padding would hide it: a window of zeros and one pixel still fits
+        raise InputError(f"{what} of stride {stride} must find a resolution of at least {stride}x{stride}, but would reduce "
+                         f"{x.height}x{x.width} below 1x1")
     height = _window(x.height, kernel[0], stride, padding[0], dilation)
     width = _window(x.width, kernel[1], stride, padding[1], dilation)
     if height < 1 or width < 1:
@@ -59,7 +66,12 @@ def _slide(what: str, x: TensorShape, channels: int, kernel: tuple[int, int], st
 
 @dataclass(frozen=True)
 class Conv(Layer):
-    """2-D convolution, `(N, C, H, W)` to `(N, out_channels, H', W')`; padding is symmetric and zero."""
+    """2-D convolution, `(N, C, H, W)` to `(N, out_channels, H', W')`; padding is symmetric and zero.
+
+    `weight_format`, one of `FORMAT_BITS`, is what its weights are rounded to, a function of the weights alone: the nearest
+    half-precision numbers, or whole multiples of one step per output channel. The step of `intB` is max|w| / (2^(B-1) - 1);
+    `int1` keeps signs, times mean|w| (XNOR-Net, arXiv 1603.05279, sec. 3.1). The weights themselves stay what training moves.
+    """
 
     out_channels: int
     kernel: tuple[int, int] = (1, 1)
@@ -68,6 +80,17 @@ class Conv(Layer):
     dilation: int = 1
     groups: int = 1
     bias: bool = False
+    weight_format: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.weight_format not in FORMAT_BITS:
+            raise InputError(f"a weight format must be one of {', '.join(FORMAT_BITS)}, but is {self.weight_format!r}")
+
+    def __repr__(self) -> str:
+        """Names the weight format where there is one: stored hashes of networks are those of their text."""
+        shown = [f"{one.name}={getattr(self, one.name)!r}" for one in dataclasses.fields(self)
+                 if one.name != "weight_format" or self.weight_format != "fp32"]
+        return f"Conv({', '.join(shown)})"
 
     def infer(self, *inputs: TensorShape) -> TensorShape:
         (x,) = inputs
@@ -148,6 +171,35 @@ class Pool(Layer):
 
 
 @dataclass(frozen=True)
+class Pad(Layer):
+    """Adds rows and columns of zeros, or takes rows and columns away where a number is negative."""
+
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
+
+    def infer(self, *inputs: TensorShape) -> TensorShape:
+        (x,) = inputs
+        shape = TensorShape(x.channels, x.height + self.top + self.bottom, x.width + self.left + self.right)
+        cropped = min(x.height + min(self.top, 0) + min(self.bottom, 0), x.width + min(self.left, 0) + min(self.right, 0))
+        if cropped < 1:
+            raise InputError(f"a crop must leave at least one row and column, but {self} leaves none of {x}")
+        return shape
+
+
+@dataclass(frozen=True)
+class Resize(Layer):
+    """Bilinear interpolation to another resolution, pixel centres at half coordinates, no smoothing before it."""
+
+    height: int
+    width: int
+
+    def infer(self, *inputs: TensorShape) -> TensorShape:
+        return TensorShape(inputs[0].channels, self.height, self.width)
+
+
+@dataclass(frozen=True)
 class GlobalAveragePool(Layer):
     """Mean over height and width: `(C, H, W)` to `(C, 1, 1)`."""
 
@@ -223,3 +275,43 @@ class Dropout(Layer):
     """Dropout in training; nothing at inference."""
 
     rate: float = 0.2
+
+
+@dataclass(frozen=True)
+class Quantize(Layer):
+    """Rounds to whole multiples of a positive `scale`, half to even, and clips to what `bits` can count.
+
+    Unsigned: multiples 0 to 2^bits - 1. Signed: -2^(bits-1) to 2^(bits-1) - 1; one signed bit is -1 or 1 and never 0. The
+    parameter `scale` is one number for the tensor, learned or calibrated; its sign does not count.
+    """
+
+    bits: int
+    signed: bool
+
+    def __post_init__(self) -> None:
+        if f"int{self.bits}" not in FORMAT_BITS:
+            raise InputError(f"a quantiser must have 1 to 8 bits, but has {self.bits}")
+
+    @property
+    def lowest(self) -> int:
+        """The smallest multiple."""
+        return -(1 << self.bits - 1) if self.signed else 0
+
+    @property
+    def highest(self) -> int:
+        """The largest multiple."""
+        return max(1, (1 << self.bits - 1) - 1) if self.signed else (1 << self.bits) - 1
+
+    def parameters(self, *inputs: TensorShape) -> dict[str, tuple[int, ...]]:
+        return {"scale": (1,)}
+
+
+@dataclass(frozen=True)
+class Round(Layer):
+    """Rounds to the nearest number of half precision, `fp16` or `bf16`, half to even."""
+
+    format: str
+
+    def __post_init__(self) -> None:
+        if FORMAT_BITS.get(self.format) != 16:
+            raise InputError(f"a half-precision format must be fp16 or bf16, but is {self.format!r}")

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hwnas.errors import InputError
-from hwnas.ir.layers import Activation, Add, BatchNorm, Dropout, Layer, Linear
+from hwnas.ir.layers import Activation, Add, BatchNorm, Dropout, Layer, Linear, Quantize
 from hwnas.ir.shape import TensorShape
 
 if TYPE_CHECKING:
@@ -85,12 +85,15 @@ class Network:
 
     @cached_property
     def parameters_by_kind(self) -> dict[str, int]:
-        """Learnable parameters split the way that papers differ in counting them: `weights`, `batch_norm`, `biases`."""
-        counts = {"weights": 0, "batch_norm": 0, "biases": 0}
+        """Learnable parameters split the way that papers differ in counting them.
+
+        `weights`, `batch_norm`, `biases`, and `quantizers`, which no paper counts.
+        """
+        counts = {"weights": 0, "batch_norm": 0, "biases": 0, "quantizers": 0}
         for node in self.nodes:
+            kind = {BatchNorm: "batch_norm", Quantize: "quantizers"}.get(type(node.layer))
             for name, shape in node.parameters.items():
-                kind = "batch_norm" if isinstance(node.layer, BatchNorm) else "biases" if name == "bias" else "weights"
-                counts[kind] += _elements(shape)
+                counts[kind or ("biases" if name == "bias" else "weights")] += _elements(shape)
         return counts
 
     @property
@@ -188,4 +191,4 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 if TYPE_CHECKING:
-    from hwnas.ir.blocks import Block
+    from hwnas.ir.block import Block

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.ir.grid import Floats, Ints
+from hwnas.ir.grid import FORBIDDEN, Floats, Ints
 
 _MAX_LABELS = 1 << 15
 
@@ -116,6 +116,7 @@ class BestPath:
         for target, detour, score in zip(self.targets[::-1], self.detours[::-1], self.scores[::-1], strict=True):
             spent, gained = detour + spents[-1][target], score + gaineds[-1][target]
             value = np.where(spent == 0, gained, -np.inf) if math.isinf(price) else gained - price * spent
+            value = np.where(spent < FORBIDDEN, value, -np.inf)
             choice = value.argmax(axis=1)
             at = np.arange(choice.size), choice
             choices.append(choice)

@@ -6,21 +6,19 @@ combination of options is a network, the size is a plain product, and nothing ca
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 from hwnas.errors import InputError
 from hwnas.ir.architecture import Architecture
-from hwnas.ir.blocks import Block, block_from_dict
+from hwnas.ir.block import Block
+from hwnas.ir.blocks import Resolution, block_from_dict
 from hwnas.ir.network import Network, build_network
 from hwnas.ir.shape import TensorShape
+from hwnas.ir.steps import Edge, Space, Step
 
 SCHEMA = "hwnas.space/1"  # 1: 2026-11, first
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
@@ -41,6 +39,9 @@ class Fixed:
     def options(self) -> Mapping[str, Block]:
         return {self.block.kind: self.block}
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "block": self.block.to_dict()}
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -49,12 +50,19 @@ class Decision:
     Attributes:
         name: Unique within the space.
         options: Option name to block. A sequence of pairs is taken too, in which a repeated name is noticed.
+        after: Option name to those options of the decision before this one that it may follow; options that are not named
+            may follow any. So "a skipped block is followed by skipped blocks" makes depth a choice without counting one
+            network twice.
+        where_fits: Leave an option out where it cannot take the shape that arrives, instead of refusing the space.
     """
 
     name: str
     options: Mapping[str, Block]
+    after: Mapping[str, tuple[str, ...]]
+    where_fits: bool
 
-    def __init__(self, name: str, options: Mapping[str, Block] | Iterable[tuple[str, Block]]) -> None:
+    def __init__(self, name: str, options: Mapping[str, Block] | Iterable[tuple[str, Block]], *,
+                 after: Mapping[str, Iterable[str]] | None = None, where_fits: bool = False) -> None:
         try:
             pairs = [(option, block) for option, block in (options.items() if isinstance(options, Mapping) else options)]
         except (TypeError, ValueError):
@@ -71,60 +79,43 @@ class Decision:
                 raise InputError(f"Options must differ, but {seen[block]!r} and {option!r} of decision {name!r} are the same "
                                  f"block, {block.signature}: remove one.")
             seen[block] = option
+        conditions = {option: tuple(allowed) for option, allowed in (after or {}).items()}
+        for option in conditions:
+            if option not in dict(pairs):
+                raise InputError(f"A condition must be on an option of its decision, but {name!r} has no option {option!r}.")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "options", dict(pairs))
+        object.__setattr__(self, "after", conditions)
+        object.__setattr__(self, "where_fits", bool(where_fits))
 
     def __hash__(self) -> int:
         return hash((self.name, frozenset(self.options.items())))  # equality ignores the order
 
+    def allowed_after(self, previous: str) -> tuple[str, ...]:
+        """The options that may follow an option of the decision before."""
+        return tuple(option for option in self.options if previous in self.after.get(option, (previous,)))
 
-@dataclass(frozen=True)
-class Edge:
-    """One option taken at one input shape: an edge of the trellis.
+    def to_dict(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"name": self.name, "options": {name: block.to_dict() for name, block in self.options.items()}}
+        if self.after:
+            document["after"] = {option: list(allowed) for option, allowed in self.after.items()}
+        if self.where_fits:
+            document["where_fits"] = True
+        return document
 
-    Attributes:
-        source: Index of the input shape among the step's `inputs`.
-        option: Index of the option among the step's `options`.
-        target: Index of the output shape among the next step's inputs (the step's `outputs`).
-        block: What the option is.
-        input_shape: What it gets.
-    """
 
-    source: int
-    option: int
-    target: int
-    block: Block
-    input_shape: TensorShape
+class Conditioned(NamedTuple):
+    """A state of a space with conditions: what flows, and which options of the next decision may follow."""
 
-    @property
-    def workload(self) -> str:
-        """What is measured for this edge: block and input shape in one readable line. Equal work has equal text."""
-        return f"{self.block.signature} @ {self.input_shape}"
+    shape: TensorShape
+    allowed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.shape} ({len(self.allowed)} options follow)"
 
 
 @dataclass(frozen=True)
-class Step:
-    """One layer of the trellis.
-
-    Attributes:
-        name: The layer's name.
-        is_decision: False for a fixed layer, which has one option.
-        options: Option names.
-        inputs: The shapes that can reach this layer.
-        outputs: The shapes that can leave it.
-        edges: One for every input and option, ordered by input, then option.
-    """
-
-    name: str
-    is_decision: bool
-    options: tuple[str, ...]
-    inputs: tuple[TensorShape, ...]
-    outputs: tuple[TensorShape, ...]
-    edges: tuple[Edge, ...]
-
-
-@dataclass(frozen=True)
-class SearchSpace:
+class SearchSpace(Space):
     """A layered space of networks.
 
     Attributes:
@@ -158,17 +149,28 @@ class SearchSpace:
                 raise InputError(f"Layer names must be unique, but space {self.name!r} has {name!r} twice: rename one.")
         if not self.decisions:
             raise InputError(f"A space needs at least one decision, but {self.name!r} has none.")
+        self._check_conditions()
+        for layer in self.layers[1:]:
+            if any(isinstance(block, Resolution) for block in layer.options.values()):
+                raise InputError(f"A resolution is that of the images, so it must be the first layer, but space {self.name!r} "
+                                 f"has one at {layer.name!r}: move it to the front.")
         _ = self.steps  # checks every shape
+
+    def _check_conditions(self) -> None:
+        before: Decision | None = None
+        for decision in self.decisions:
+            for option, allowed in decision.after.items():
+                unknown = [name for name in allowed if before is None or name not in before.options]
+                if unknown or before is None:
+                    raise InputError(f"A condition names options of the decision before, but decision {decision.name!r}, option "
+                                     f"{option!r}, may follow {', '.join(allowed)}, and "
+                                     + (f"{before.name!r} has no {unknown[0]!r}." if before else "there is none before it."))
+            before = decision
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """The layers that are chosen, in order."""
         return tuple(layer for layer in self.layers if isinstance(layer, Decision))
-
-    @cached_property
-    def size(self) -> int:
-        """Exact number of networks."""
-        return math.prod(len(decision.options) for decision in self.decisions)
 
     @cached_property
     def hash(self) -> str:
@@ -178,78 +180,40 @@ class SearchSpace:
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """The trellis: for every layer the shapes that reach it and one edge for every shape and option."""
-        steps = []
-        inputs: tuple[TensorShape, ...] = (self.input_shape,)
-        for layer in self.layers:
-            found: dict[TensorShape, int] = {}
-            edges = []
-            for source, shape in enumerate(inputs):
-                for index, (option, block) in enumerate(layer.options.items()):
-                    output = self._output_shape(layer, option, block, shape)
-                    target = found.setdefault(output, len(found))
-                    edges.append(Edge(source, index, target, block, shape))
-            steps.append(Step(layer.name, isinstance(layer, Decision), tuple(layer.options), inputs, tuple(found),
-                              tuple(edges)))
-            inputs = tuple(found)
-        return tuple(steps)
+        return _without_dead_ends(self.name, list(self._all_steps()))
 
-    def _output_shape(self, layer: Fixed | Decision, option: str, block: Block, shape: TensorShape) -> TensorShape:
+    def _all_steps(self) -> Iterator[Step]:
+        """Follows every shape that can reach a layer through every option that may be chosen there."""
+        conditions = {decision.name: following for decision, following in zip(self.decisions, self.decisions[1:], strict=False)
+                      if following.after}
+        states: tuple[TensorShape | Conditioned, ...] = (self.input_shape,)
+        for layer in self.layers:
+            found: dict[TensorShape | Conditioned, int] = {}
+            edges = []
+            for source, state in enumerate(states):
+                shape, allowed = state if isinstance(state, Conditioned) else (state, None)
+                for index, (option, block) in enumerate(layer.options.items()):
+                    if isinstance(layer, Decision) and allowed is not None and option not in allowed:
+                        continue
+                    output = self._output_shape(layer, option, block, shape)
+                    if output is None:
+                        continue
+                    following = conditions.get(layer.name)
+                    onward = allowed if isinstance(layer, Fixed) else following.allowed_after(option) if following else None
+                    target = found.setdefault(output if onward is None else Conditioned(output, onward), len(found))
+                    edges.append(Edge(source, index, target, block.parts(shape)))
+            yield Step(layer.name, isinstance(layer, Decision), tuple(layer.options), states, tuple(found), tuple(edges))
+            states = tuple(found)
+
+    def _output_shape(self, layer: Fixed | Decision, option: str, block: Block, shape: TensorShape) -> TensorShape | None:
         try:
-            return block_network(block, shape).output_shape
+            return block.output_shape(shape)
         except InputError as error:
+            if isinstance(layer, Decision) and layer.where_fits:
+                return None
             where = f"decision {layer.name!r}, option {option!r}" if isinstance(layer, Decision) else f"layer {layer.name!r}"
             raise InputError(f"Space {self.name!r}, {where}, cannot take the shape {shape} that reaches it: "
                              f"{str(error).split(': ', 1)[-1]}.") from None
-
-    def architecture(self, choices: Mapping[str, str]) -> Architecture:
-        """Makes a checked architecture from decision name to option name.
-
-        Raises:
-            InputError: A decision is missing or unknown, or an option does not exist.
-        """
-        return self.check(Architecture(self.name, self.hash, choices))
-
-    def check(self, architecture: Architecture) -> Architecture:
-        """Returns the architecture with its choices in the space's order, if it belongs to this space.
-
-        Raises:
-            InputError: It is of another space, or names a decision or option that this space does not have.
-        """
-        if architecture.space_hash != self.hash:
-            raise InputError(f"An architecture must be of the space it is used with, but it is of {architecture.space!r} "
-                             f"({architecture.space_hash[:12]}) and the space is {self.name!r} ({self.hash[:12]}): use the "
-                             "space that it was made for.")
-        known = {decision.name: decision for decision in self.decisions}
-        for name, option in architecture.choices.items():
-            if name not in known:
-                raise InputError(f"An architecture names this space's decisions, but {self.name!r} has no decision {name!r}.")
-            if option not in known[name].options:
-                raise InputError(f"Decision {name!r} has the options {', '.join(known[name].options)}, but the architecture "
-                                 f"chooses {option!r}.")
-        missing = [name for name in known if name not in architecture.choices]
-        if missing:
-            raise InputError(f"An architecture chooses an option for every decision, but has none for {missing[0]!r}.")
-        return Architecture(self.name, self.hash, {name: architecture.choices[name] for name in known})
-
-    def architectures(self, indices: NDArray[np.integer[Any]]) -> list[Architecture]:
-        """Turns option indices of shape (N, decisions) into architectures."""
-        names = [decision.name for decision in self.decisions]
-        options = [tuple(decision.options) for decision in self.decisions]
-        return [Architecture(self.name, self.hash, {name: choice[index] for name, choice, index
-                                                    in zip(names, options, row, strict=True)})
-                for row in np.asarray(indices).tolist()]
-
-    def indices(self, architectures: Iterable[Architecture]) -> NDArray[np.int64]:
-        """Option indices of shape (N, decisions).
-
-        Raises:
-            InputError: An architecture is not of this space.
-        """
-        positions = [{option: index for index, option in enumerate(decision.options)} for decision in self.decisions]
-        rows = [[position[option] for position, option in zip(positions, self.check(one).choices.values(), strict=True)]
-                for one in architectures]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(positions))
 
     def blocks(self, architecture: Architecture) -> list[tuple[str, Block]]:
         """Layer name and block, from input to output."""
@@ -258,32 +222,58 @@ class SearchSpace:
                 for layer in self.layers]
 
     def network(self, architecture: Architecture) -> Network:
-        """The standalone network of an architecture; node names start with the layer's name."""
-        return build_network(self.input_shape, self.blocks(architecture))
+        """The standalone network of an architecture; node names start with the layer's name.
+
+        Where the resolution is searched, the network takes images of the one that was chosen.
+        """
+        blocks = self.blocks(architecture)
+        shape = self.input_shape
+        if isinstance(blocks[0][1], Resolution):
+            shape = blocks.pop(0)[1].output_shape(shape)
+        return build_network(shape, blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, which `space_from_dict` reads back."""
-        layers = [{"name": layer.name, "options": {name: block.to_dict() for name, block in layer.options.items()}}
-                  if isinstance(layer, Decision) else {"name": layer.name, "block": layer.block.to_dict()}
-                  for layer in self.layers]
-        return {"schema": SCHEMA, "name": self.name, "input_shape": list(self.input_shape), "layers": layers,
-                "description": self.description}
+        return {"schema": SCHEMA, "name": self.name, "input_shape": list(self.input_shape),
+                "layers": [layer.to_dict() for layer in self.layers], "description": self.description}
 
 
-def block_network(block: Block, shape: TensorShape) -> Network:
-    """One block as a network of its own: what is measured for a latency table."""
-    return build_network(shape, [("block", block)])
+def _without_dead_ends(space: str, steps: list[Step]) -> tuple[Step, ...]:
+    """The steps without the edges from which no way leads to the end, and without the states that nothing reaches then.
+
+    Raises:
+        InputError: No way is left, or an option that no way takes.
+    """
+    if all(step.is_full for step in steps):
+        return tuple(steps)
+    alive = [set(range(len(steps[-1].outputs)))]  # states from which the end can be reached
+    for step in reversed(steps):
+        alive.append({edge.source for edge in step.edges if edge.target in alive[-1]})
+    alive.reverse()
+    if not alive[0]:
+        raise InputError(f"A space needs at least one network, but in {space!r} no combination of options is allowed.")
+    kept, reached = [], {0: 0}  # state as it was to its number now
+    for step, onward in zip(steps, alive[1:], strict=True):
+        edges = [edge for edge in step.edges if edge.source in reached and edge.target in onward]
+        unused = set(range(len(step.options))) - {edge.option for edge in edges}
+        if unused:
+            raise InputError(f"Every option must be possible in some network, but {step.options[min(unused)]!r} of decision "
+                             f"{step.name!r} of space {space!r} never is: remove it or loosen its conditions.")
+        numbers: dict[int, int] = {}
+        edges = [Edge(reached[edge.source], edge.option, numbers.setdefault(edge.target, len(numbers)), edge.parts)
+                 for edge in edges]
+        kept.append(Step(step.name, step.is_decision, step.options, tuple(step.inputs[state] for state in reached),
+                         tuple(step.outputs[state] for state in numbers), tuple(edges)))
+        reached = numbers
+    return tuple(kept)
 
 
-def space_from_dict(document: Any) -> SearchSpace:
+def search_space_from_dict(document: Mapping[str, Any]) -> SearchSpace:
     """Reads the form that `SearchSpace.to_dict` writes.
 
     Raises:
-        InputError: The document is not a space, or the space is not valid.
+        InputError: The document is not a space of layers, or the space is not valid.
     """
-    if not isinstance(document, Mapping) or document.get("schema", SCHEMA) != SCHEMA:
-        found = f"has schema {document['schema']!r}" if isinstance(document, Mapping) else f"is {str(document)[:80]!r}"
-        raise InputError(f"A space must be a mapping of schema {SCHEMA!r}, but this one {found}.")
     missing = [key for key in ("name", "input_shape", "layers") if key not in document]
     if missing or not isinstance(document["layers"], Sequence):
         raise InputError(f"A space needs name, input_shape and a list of layers; {(missing or ['layers'])[0]!r} is missing "
@@ -300,9 +290,14 @@ def _layer_from_dict(document: Any) -> Fixed | Decision:
         return Fixed(document["name"], _block_from_dict(document["block"], f"Layer {document['name']!r}"))
     if not isinstance(document["options"], Mapping):
         raise InputError(f"The options of decision {document['name']!r} must be a mapping from name to block.")
-    return Decision(document["name"], [
-        (str(option), _block_from_dict(block, f"Decision {document['name']!r}, option {str(option)!r}"))
-        for option, block in document["options"].items()])
+    after = document.get("after", {})
+    if not isinstance(after, Mapping) or not all(isinstance(allowed, list | tuple) for allowed in after.values()):
+        raise InputError(f"The conditions ('after') of decision {document['name']!r} must map an option to the list of options "
+                         f"that it may follow, but are {str(after)[:120]}.")
+    options = [(str(option), _block_from_dict(block, f"Decision {document['name']!r}, option {str(option)!r}"))
+               for option, block in document["options"].items()]
+    return Decision(document["name"], options, after={str(option): map(str, allowed) for option, allowed in after.items()},
+                    where_fits=document.get("where_fits", False) is True)
 
 
 def _block_from_dict(document: Any, where: str) -> Block:

@@ -19,9 +19,24 @@ from hwnas.errors import InfeasibleError, InputError
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.costs import CostModel
 from hwnas.ir.diagram import Diagram, diagram_within
-from hwnas.ir.grid import Allowed, Floats, Ints, Stage, Ticks, build_stages, edge_costs, narrowed, option_mask, potentials
+from hwnas.ir.grid import (
+    FORBIDDEN,
+    Allowed,
+    Floats,
+    Ints,
+    Stage,
+    Ticks,
+    build_stages,
+    dearest,
+    edge_costs,
+    longest,
+    narrowed,
+    option_mask,
+    shortest,
+    ways,
+)
 from hwnas.ir.optimum import BestPath, without_infinities
-from hwnas.ir.space import Edge, SearchSpace, Step
+from hwnas.ir.steps import Edge, Space, Step
 
 Scores = Mapping[str, Sequence[float] | Floats] | Callable[[Step, Edge], float]
 
@@ -44,7 +59,7 @@ class Trellis:
         InputError: A cost is not a finite number of at least zero.
     """
 
-    def __init__(self, space: SearchSpace, costs: CostModel | None = None, *, resolution: int = 4096) -> None:
+    def __init__(self, space: Space, costs: CostModel | None = None, *, resolution: int = 4096) -> None:
         if not 1 <= resolution <= MAX_RESOLUTION:
             raise InputError(f"A resolution must be 1 to {MAX_RESOLUTION}, but is {resolution}.")
         self.space = space
@@ -75,7 +90,7 @@ class Trellis:
 
     def dearest(self) -> Architecture:
         """A network of cost `max_cost()`."""
-        return self._follow([(stage.cost + onward[stage.target]).argmax(axis=1)
+        return self._follow([dearest(stage, onward).argmax(axis=1)
                              for stage, onward in zip(self._stages, self._longest[1:], strict=True)])
 
     def feasible(self, max_cost: float | None) -> bool:
@@ -114,7 +129,7 @@ class Trellis:
             raise InputError(f"A number of samples must be a whole number of at least 0, but is {n!r}.")
         diagram = self._diagrams(self._feasible_slack(max_cost))
         columns = np.empty((len(self.space.decisions), n), np.int64)
-        for stage in self._stages:
+        for stage in self._stages:  # what branches is drawn below; any other decision has one option
             if stage.column is not None:
                 columns[stage.column] = stage.options[0]
         diagram.sample(columns, _generator(seed))
@@ -134,7 +149,11 @@ class Trellis:
         for stage in self._all_stages:
             option = 0 if stage.column is None else columns[stage.column]
             edge = state * stage.options.size + option
-            ticks += stage.cost.ravel()[edge]
+            cost = stage.cost.ravel()[edge]
+            if np.max(cost, initial=0) >= FORBIDDEN:
+                raise InputError(f"Options must be allowed after those before them, but a given network breaks that at decision "
+                                 f"{stage.name!r}.")
+            ticks += cost
             state = stage.target.ravel()[edge] if stage.outputs > 1 else 0
         return self._ticks.costs(ticks)
 
@@ -145,6 +164,8 @@ class Trellis:
     def expected_cost(self, probabilities: Mapping[str, Sequence[float] | Floats]) -> float:
         """Mean cost when every decision is drawn on its own; exact also where a cost depends on earlier choices.
 
+        Where earlier choices exclude options, the probabilities of the others are rescaled.
+
         Args:
             probabilities: Decision name to one probability per option; among restricted options they are rescaled.
 
@@ -154,10 +175,16 @@ class Trellis:
         tables = self._per_option(probabilities, "probabilities")
         arriving: NDArray[Any] = np.ones(1)
         expected = float(self._constant)
-        for stage in self._stages:
+        for stage, onward in zip(self._stages, self._shortest[1:], strict=True):
             chosen = np.ones(1) if stage.column is None else _distribution(stage, tables[stage.column])
-            taken = arriving[:, None] * chosen
-            expected += float((taken * stage.cost).sum())
+            there = (stage.cost < FORBIDDEN) & (onward < FORBIDDEN)[stage.target]
+            taken = np.where(there, chosen, 0)
+            total = taken.sum(axis=1, keepdims=True)
+            if (total[arriving > 0] <= 0).any():
+                raise InputError(f"The options that may follow at decision {stage.name!r} must have some probability, but all "
+                                 "have 0 after a choice that is possible.")
+            taken = arriving[:, None] * np.divide(taken, total, out=taken, where=total > 0)
+            expected += float((taken * np.where(there, stage.cost, 0)).sum())
             arriving = np.bincount(stage.target.ravel(), taken.ravel(), stage.outputs)
         return expected / self._ticks.per_unit
 
@@ -220,8 +247,7 @@ class Trellis:
         """
         slack = self._feasible_slack(max_cost)
         if callable(scores):
-            tables = [np.array([scores(step, edge) for edge in step.edges], np.float64).reshape(len(step.inputs), -1)
-                      for step in self.space.steps]
+            tables = [np.append([scores(step, edge) for edge in step.edges], 0.0)[step.numbers] for step in self.space.steps]
             values = [table[stage.states][:, stage.options] for table, stage in zip(tables, self._stages, strict=True)]
         else:
             rows = self._per_option(scores, "scores")
@@ -254,8 +280,8 @@ class Trellis:
     def graph(self) -> networkx.MultiDiGraph:
         """The readable view.
 
-        A node is `(step, shape)`, with the `layer` that it enters (None after the last); an edge's key is its option, with
-        `block` and `cost` in the unit. Every path from the input to a node of the last step is a network.
+        A node is `(step, state)`, with the `layer` that it enters (None after the last); an edge's key is its option, with
+        `parts` and `cost` in the unit. Every path from the input to a node of the last step is a network.
         """
         graph = networkx.MultiDiGraph(space=self.space.name, unit=self.unit)
         for position, (step, stage) in enumerate(zip(self.space.steps, self._stages, strict=True)):
@@ -263,10 +289,12 @@ class Trellis:
                 node = (position, step.inputs[row])
                 graph.add_node(node, layer=step.name)
                 for column, option in enumerate(stage.options):
-                    edge = step.edges[row * len(step.options) + option]
+                    edge = step.edge(row, option)
+                    if edge is None:
+                        continue
                     target = (position + 1, step.outputs[edge.target])
                     graph.add_node(target, layer=None)
-                    graph.add_edge(node, target, step.options[option], block=edge.block,
+                    graph.add_edge(node, target, step.options[option], parts=edge.parts,
                                    cost=self._ticks.cost(int(stage.cost[state, column])))
         return graph
 
@@ -274,15 +302,15 @@ class Trellis:
 
     @cached_property
     def _size(self) -> int:
-        return math.prod(stage.options.size for stage in self._stages)
+        return ways(self._stages)
 
     @cached_property
     def _shortest(self) -> list[Ints]:
-        return potentials(self._stages, np.min)
+        return shortest(self._stages)
 
     @cached_property
     def _longest(self) -> list[Ints]:
-        return potentials(self._stages, np.max)
+        return longest(self._stages)
 
     @cached_property
     def _least(self) -> int:
@@ -300,8 +328,9 @@ class Trellis:
     @cached_property
     def _detours(self) -> list[Ints]:
         """Reduced costs: how much more an edge costs than the cheapest way to the end. Along a path they sum to its slack."""
-        return [stage.cost + onward[stage.target] - here[:, None]
-                for stage, here, onward in zip(self._stages, self._shortest, self._shortest[1:], strict=False)]
+        through = [stage.cost + onward[stage.target] for stage, onward in zip(self._stages, self._shortest[1:], strict=True)]
+        return [np.where(total < FORBIDDEN, total - here[:, None], FORBIDDEN)
+                for total, here in zip(through, self._shortest[:-1], strict=True)]
 
     @cached_property
     def _diagrams(self) -> Callable[[int], "Diagram"]:

@@ -6,7 +6,7 @@ Raw samples are kept, statistics derived on loading. Nothing here measures; noth
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hwnas.errors import InputError
 from hwnas.files import content_sha256, read_json, write_atomic
 from hwnas.ir.architecture import Architecture
-from hwnas.ir.space import Edge, SearchSpace, space_from_dict
+from hwnas.ir.block import Part
+from hwnas.ir.documents import space_from_dict
+from hwnas.ir.steps import Edge, Space
 from hwnas.latency.calibration import Calibration, fit_calibration
 
 # History of the format. 1 (2026-11): first.
@@ -140,7 +142,7 @@ class LatencyTable:
         networks: Whole networks, those that calibrate and those that judge.
     """
 
-    search_space: SearchSpace
+    search_space: Space
     environment: Mapping[str, Any]
     anchor: AnchorRecord
     entries: Mapping[str, EntryRecord]
@@ -187,11 +189,12 @@ class LatencyTable:
         """Milliseconds that an edge adds to a network.
 
         Raises:
-            InputError: The table has no entry for the edge's workload.
+            InputError: The table has no entry for a workload of the edge.
         """
-        if self._is_free(edge):
-            return 0.0
-        cost = self.calibration.scale * self._entry(edge).ratio + self.calibration.per_block
+        return sum(map(self._part_cost, _measured_parts(edge)))
+
+    def _part_cost(self, part: Part) -> float:
+        cost = self.calibration.scale * self._entry(part).ratio + self.calibration.per_block
         return max(cost, 0.0) * self.anchor_ms  # a block never shortens a network; noise on a tiny one might say so
 
     def predict(self, architecture: Architecture) -> Prediction:
@@ -218,22 +221,19 @@ class LatencyTable:
 
     def missing_workloads(self) -> list[str]:
         """Workloads of the space that have no entry yet, in the space's order."""
-        seen = dict.fromkeys(edge.workload for step in self.search_space.steps for edge in step.edges
-                             if not self._is_free(edge))
+        seen = dict.fromkeys(part.workload for step in self.search_space.steps for edge in step.edges
+                             for part in _measured_parts(edge))
         return [workload for workload in seen if workload not in self.entries]
 
     def with_networks(self, records: Sequence[NetworkRecord]) -> "LatencyTable":
         """The same table with more measured networks (a certification that failed, for example)."""
         return LatencyTable(self.search_space, self.environment, self.anchor, self.entries, (*self.networks, *records))
 
-    def _is_free(self, edge: Edge) -> bool:
-        return edge.block.kind == "identity"
-
-    def _entry(self, edge: Edge) -> EntryRecord:
+    def _entry(self, part: Part) -> EntryRecord:
         try:
-            return self.entries[edge.workload]
+            return self.entries[part.workload]
         except KeyError:
-            raise InputError(f"The table of {self.space!r} has no entry for {edge.workload}: complete it with "
+            raise InputError(f"The table of {self.space!r} has no entry for {part.workload}: complete it with "
                              f"'hwnas profile --device {self.environment.get('runtime')} --space ...'.") from None
 
     def _features(self, records: Sequence[NetworkRecord]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -246,21 +246,21 @@ class LatencyTable:
 
     def _sum_edges(self, rows: NDArray[np.int64], what: Literal["ratio", "count", "cost"]) -> NDArray[np.float64]:
         """Walks the trellis with all rows (N, decisions) at once and sums one quantity of the edges passed."""
+        amounts: dict[str, Callable[[Part], float]] = {
+            "ratio": lambda part: self._entry(part).ratio, "count": lambda part: 1.0, "cost": self._part_cost}
+        amount = amounts[what]
         totals = np.zeros(len(rows))
-        states = np.zeros(len(rows), dtype=np.int64)
+        states = np.zeros(len(rows), dtype=np.intp)
         decision = 0
         for step in self.search_space.steps:
             chosen = rows[:, decision] if step.is_decision else np.zeros(len(rows), dtype=np.int64)
             decision += step.is_decision
-            edges = states * len(step.options) + chosen  # a step's edges are ordered by input, then option
-            used = {int(index): step.edges[index] for index in np.unique(edges)}
+            edges = step.numbers[states, chosen]
             values = np.zeros(len(step.edges))
-            for index, edge in used.items():
-                if not self._is_free(edge):
-                    values[index] = {"ratio": lambda e: self._entry(e).ratio, "count": lambda e: 1.0,
-                                     "cost": self.edge_cost}[what](edge)
+            for index in np.unique(edges):
+                values[index] = sum(amount(part) for part in _measured_parts(step.edges[index]))
             totals += values[edges]
-            states = np.array([edge.target for edge in step.edges], dtype=np.int64)[edges]
+            states = step.targets[states, chosen]
         return totals
 
     def to_dict(self) -> dict[str, Any]:
@@ -283,6 +283,10 @@ class LatencyTable:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the table atomically, one entry a line."""
         return write_atomic(path, _dump_lines(self.to_dict()))
+
+
+def _measured_parts(edge: Edge) -> list[Part]:
+    return [part for part in edge.parts if not part.block.is_free]
 
 
 _UNKNOWN_INTERVAL = 1.0  # no network has judged the table: half to double, and no promise worth the word

@@ -21,9 +21,14 @@ from hwnas.ir.layers import (
     GlobalAveragePool,
     Linear,
     Multiply,
+    Pad,
     Pool,
+    Quantize,
+    Resize,
+    Round,
 )
 from hwnas.ir.network import INPUT, Network, Node
+from hwnas.lower.straight_through import QuantizedConv, Quantizer, RoundToHalf
 from hwnas.lower.weights import Weights, check_weights
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -50,7 +55,8 @@ class NetworkModule(nn.Module):
         nodes = {node.name: node for node in network.nodes}
         readers = Counter(name for node in network.nodes for name in node.inputs)
         steps: list[_Step] = []
-        zero_start = {node.inputs[-1] for node in network.nodes if isinstance(node.layer, Add)}  # the branch comes last
+        ends = [nodes.get(node.inputs[-1]) for node in network.nodes if isinstance(node.layer, Add)]  # the branch comes last
+        zero_start = {end.inputs[0] if isinstance(end.layer, Quantize) else end.name for end in ends if end is not None}
         for node in network.nodes:
             source = nodes.get(node.inputs[0])
             # An activation overwrites the output of layers that do not need it for gradients: new memory
@@ -153,8 +159,9 @@ def _strided_slice(node: Node, source: Node | None) -> tuple[nn.Module, tuple[st
 def _module(node: Node, generator: torch.Generator, inplace: bool) -> nn.Module:
     x = node.input_shapes[0]
     match node.layer:
-        case Conv(out_channels, kernel, stride, padding, dilation, groups, bias):
-            conv = skip_init(nn.Conv2d, x.channels, out_channels, kernel, stride, padding, dilation, groups, bias)
+        case Conv(out_channels, kernel, stride, padding, dilation, groups, bias, weight_format):
+            shape = x.channels, out_channels, kernel, stride, padding, dilation, groups, bias
+            conv = skip_init(nn.Conv2d, *shape) if weight_format == "fp32" else skip_init(QuantizedConv, weight_format, *shape)
             fan_out = kernel[0] * kernel[1] * out_channels / groups
             return _initialise(conv, (2 / fan_out) ** 0.5, generator)
         case Linear(out_features, bias):
@@ -169,6 +176,10 @@ def _module(node: Node, generator: torch.Generator, inplace: bool) -> nn.Module:
             return nn.MaxPool2d(kernel, stride, padding)
         case Pool("avg", kernel, stride, padding):
             return nn.AvgPool2d(kernel, stride, padding, count_include_pad=False)
+        case Pad(top, left, bottom, right):
+            return nn.ZeroPad2d((left, right, top, bottom))
+        case Resize(height, width):
+            return nn.Upsample((height, width), mode="bilinear", align_corners=False)
         case GlobalAveragePool():
             return nn.AdaptiveAvgPool2d(1)
         case Add():
@@ -183,6 +194,10 @@ def _module(node: Node, generator: torch.Generator, inplace: bool) -> nn.Module:
             return _ChannelShuffle(groups)
         case Dropout(rate):
             return nn.Dropout(rate)
+        case Quantize():
+            return Quantizer(node.layer)
+        case Round(format):
+            return RoundToHalf(format)
     raise TypeError(f"{type(node.layer).__name__} has no PyTorch lowering: add a case here.")
 
 

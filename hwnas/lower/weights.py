@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import InputError
-from hwnas.ir.layers import Activation, Add, BatchNorm, Concat, Conv, Linear, Multiply
+from hwnas.ir.layers import Activation, Add, BatchNorm, Concat, Conv, Layer, Linear, Multiply, Quantize
 from hwnas.ir.network import INPUT, Network, Node
 
 Weights = Mapping[str, NDArray[np.floating]]
@@ -39,7 +39,7 @@ def random_weights(network: Network, seed: int = 0) -> dict[str, NDArray[np.floa
         shapes = node.parameters | node.buffers
         if shapes:
             rng = np.random.default_rng([seed, zlib.crc32(node.name.encode())])
-            weights |= {f"{node.name}.{name}": _draw(rng, name, shape, sources[0]) for name, shape in shapes.items()}
+            weights |= {f"{node.name}.{name}": _draw(rng, node.layer, name, shape, sources[0]) for name, shape in shapes.items()}
     return weights
 
 
@@ -50,6 +50,7 @@ def check_weights(network: Network, weights: Weights) -> None:
         InputError: Naming the first array that is missing, not of this network, mis-shaped, or not finite.
     """
     shapes = network.weight_shapes
+    scales = {f"{node.name}.scale" for node in network.nodes if isinstance(node.layer, Quantize)}
     for name, shape in shapes.items():
         if name not in weights:
             raise InputError(f"The weights must hold every array of the network, but {name!r} is missing: "
@@ -65,6 +66,9 @@ def check_weights(network: Network, weights: Weights) -> None:
         if not finite:
             raise InputError(f"Weights must be finite in float32, but {name!r} holds NaN or infinity: "
                              "training diverged; train again with a lower learning rate.")
+        if name in scales and (array == 0).any():
+            raise InputError(f"A quantiser's scale must not be 0, but {name!r} is: calibrate it, or train again with a lower "
+                             "learning rate.")
         if name.endswith(".running_var") and (array < 0).any():
             raise InputError(f"A variance must not be negative, but {name!r} goes down to {array.min()}: "
                              "use the weights as training left them.")
@@ -74,7 +78,20 @@ def check_weights(network: Network, weights: Weights) -> None:
                          "use the weights that were saved for this architecture.")
 
 
-def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], input_power: float) -> NDArray[np.float32]:
+def initial_scale(quantizer: Quantize, power: float = 1.0) -> float:
+    """A quantiser's scale, as good as can be without seeing data: its multiples reach three standard deviations.
+
+    Args:
+        quantizer: The layer. An unsigned one is taken to read the positive half of a bell curve, as a ReLU leaves it.
+        power: Mean square of its input.
+    """
+    deviation = power**0.5 if quantizer.signed else (2 * power) ** 0.5
+    return 3 * deviation / (quantizer.highest + 1)
+
+
+def _draw(rng: np.random.Generator, layer: Layer, name: str, shape: tuple[int, ...], input_power: float) -> NDArray[np.float32]:
+    if isinstance(layer, Quantize):
+        return (initial_scale(layer, input_power) * rng.uniform(0.75, 1.25, shape)).astype(np.float32)
     if name == "weight" and len(shape) > 1:  # a convolution or linear layer: output of mean square 1
         fan_in = int(np.prod(shape[1:]))
         return rng.standard_normal(shape, np.float32) * np.float32((fan_in * input_power) ** -0.5)

@@ -21,7 +21,7 @@ from hwnas.data import Dataset, load_dataset
 from hwnas.errors import InfeasibleError, InputError
 from hwnas.files import write_json
 from hwnas.ir.architecture import Architecture
-from hwnas.ir.space import SearchSpace
+from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import LatencyTable, NetworkRecord, load_table
 from hwnas.lower.onnx import to_onnx
@@ -84,7 +84,7 @@ class CompileSummary:
     networks: tuple[NetworkReport, ...]
 
 
-def compile_space(config: CompileConfig, space: SearchSpace, output: str | os.PathLike[str], stage: Stage,
+def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike[str], stage: Stage,
                   overwrite: bool = False) -> CompileSummary:
     """Runs the pipeline, or what is left of it.
 
@@ -107,7 +107,7 @@ def compile_space(config: CompileConfig, space: SearchSpace, output: str | os.Pa
         bar(0, 1, config.data)
         dataset = load_dataset(config.data, seed=config.seed)
         bar(1, 1, f"{len(dataset.train)} training images, {dataset.num_classes} classes")
-    check_dataset(dataset, space.input_shape, space.steps[-1].outputs[0].channels)  # before minutes of measuring
+    check_dataset(dataset, space.input_shape, space.classes)  # before minutes of measuring
     table = _table(config, space, root, stage)
     target = target_of_table(table)
     budget_ms = _budget_ms(config, table)
@@ -200,7 +200,7 @@ class _Run:
                 bar(index + 1, len(rows), name)
 
 
-def _table(config: CompileConfig, space: SearchSpace, root: Path, stage: Stage) -> LatencyTable:
+def _table(config: CompileConfig, space: Space, root: Path, stage: Stage) -> LatencyTable:
     """The configuration's own table, or a measured one."""
     if config.profile.table is not None:
         table = load_table(config.profile.table)
@@ -219,7 +219,7 @@ def _table(config: CompileConfig, space: SearchSpace, root: Path, stage: Stage) 
                              root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
 
 
-def _refuse_known_impossible(config: CompileConfig, space: SearchSpace, root: Path) -> None:
+def _refuse_known_impossible(config: CompileConfig, space: Space, root: Path) -> None:
     """Tells at once, before data are loaded, when a table that is already there shows that the budget cannot be met."""
     path = config.profile.table or root / "table.json"
     if config.max_latency_ms is not None and path.exists():

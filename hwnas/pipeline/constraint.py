@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hwnas.ir.costs import CostModel
-from hwnas.ir.space import SearchSpace
+from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import LatencyTable
 
@@ -48,7 +48,7 @@ def latency_constraint(table: LatencyTable, max_latency_ms: float) -> Constraint
     return Constraint(table, max_latency_ms, max_latency_ms, False)
 
 
-def count_constraint(space: SearchSpace, costs: CostModel, limit: float) -> Constraint:
+def count_constraint(space: Space, costs: CostModel, limit: float) -> Constraint:
     """A limit on MACs or parameters, which are exact.
 
     Raises:

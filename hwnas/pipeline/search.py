@@ -12,7 +12,8 @@ import numpy as np
 from hwnas.data import Dataset, load_dataset
 from hwnas.errors import InputError
 from hwnas.ir.architecture import Architecture
-from hwnas.ir.space import SearchSpace, space_from_dict
+from hwnas.ir.documents import space_from_dict
+from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import LatencyTable
 from hwnas.pipeline.constraint import Constraint
@@ -57,7 +58,7 @@ def _random(trellis: Trellis, evaluate: Evaluate, limit: float, settings: Search
 METHODS: dict[str, Callable[..., SearchResult]] = {"evolution": _evolution, "random": _random}
 
 
-def search_supernet(supernet_dir: str | os.PathLike[str], space: SearchSpace | None, constraint: Constraint,
+def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, constraint: Constraint,
                     output: str | os.PathLike[str], settings: SearchSettings, *, dataset: Dataset | None = None,
                     earlier: Sequence[Path] = (), overwrite: bool = False, progress: Progress | None = None) -> SearchResult:
     """Searches with accuracies of inherited weights and leaves result.json, best.json and history.jsonl.
@@ -100,7 +101,7 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: SearchSpace | N
     return result
 
 
-def space_of_supernet(directory: str | os.PathLike[str]) -> SearchSpace:
+def space_of_supernet(directory: str | os.PathLike[str]) -> Space:
     """The space that a supernet was trained for, without reading its weights.
 
     Raises:
@@ -129,7 +130,7 @@ def _validation_sha256(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _known_scores(journals: Sequence[Path], space: SearchSpace, context: Mapping[str, Any]) -> dict[Architecture, float]:
+def _known_scores(journals: Sequence[Path], space: Space, context: Mapping[str, Any]) -> dict[Architecture, float]:
     known: dict[Architecture, float] = {}
     for path in journals:
         try:

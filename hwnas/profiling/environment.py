@@ -99,13 +99,15 @@ def compare_environments(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tup
     return [(key, a.get(key), b.get(key)) for key in (*CHECKED_KEYS, *settings) if a.get(key) != b.get(key)]
 
 
-def require_same_environment(a: Mapping[str, Any], b: Mapping[str, Any], what: str) -> None:
+def require_same_environment(a: Mapping[str, Any], b: Mapping[str, Any], what: str,
+                             remedy: str = "measure it again here with `hwnas profile`") -> None:
     """Refuses to mix measurements of unlike environments.
 
     Args:
         a: The environment of `what`.
         b: The environment here and now.
         what: What was measured in `a`, for the message ("the latency table t.json").
+        remedy: What a user may do, for the message.
 
     Raises:
         InputError: Names every key that differs, with both values.
@@ -114,8 +116,8 @@ def require_same_environment(a: Mapping[str, Any], b: Mapping[str, Any], what: s
     if differences:
         listed = "; ".join(f"{key} is {there!r} there and {here!r} here" for key, there, here in differences)
         raise InputError(
-            f"Measurements of unlike environments cannot be mixed, but for {what} {listed}: measure it again here "
-            "with `hwnas profile`, or use the device, runtime and options that it was measured with."
+            f"Measurements of unlike environments cannot be mixed, but for {what} {listed}: {remedy}, "
+            "or use the device, runtime and options that it was measured with."
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from hwnas.errors import InputError
 from hwnas.files import first_difference, write_atomic
 from hwnas.ir.architecture import Architecture
-from hwnas.ir.space import SearchSpace
+from hwnas.ir.steps import Space
 from hwnas.search.result import Candidate
 
 SCHEMA = "hwnas.search/1"  # 1: 2026-11, first
@@ -36,7 +36,7 @@ class Journal:
         self._context = dict(context or {})
         self._overwrite = overwrite
 
-    def begin(self, space: SearchSpace, search: Mapping[str, Any]) -> dict[Architecture, float]:
+    def begin(self, space: Space, search: Mapping[str, Any]) -> dict[Architecture, float]:
         """Starts the file, or opens the one that an interrupted run left.
 
         Args:
@@ -73,7 +73,7 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def load_scores(path: str | os.PathLike[str], space: SearchSpace, context: Mapping[str, Any]) -> dict[Architecture, float]:
+def load_scores(path: str | os.PathLike[str], space: Space, context: Mapping[str, Any]) -> dict[Architecture, float]:
     """Reads the scores of an earlier search, whatever its constraint was, for use with another one.
 
     Args:
@@ -97,7 +97,7 @@ def _line(document: Mapping[str, Any]) -> str:
     return json.dumps(document, allow_nan=False) + "\n"
 
 
-def _read(path: Path, space: SearchSpace) -> tuple[dict[str, Any], dict[Architecture, float], int]:
+def _read(path: Path, space: Space) -> tuple[dict[str, Any], dict[Architecture, float], int]:
     """Header, scores, and how many bytes are whole lines; what follows the last line break was never finished."""
     try:
         content = path.read_bytes()
@@ -114,7 +114,7 @@ def _read(path: Path, space: SearchSpace) -> tuple[dict[str, Any], dict[Architec
     return header, dict(_score(path, number, line, space) for number, line in enumerate(lines[1:], 2)), length
 
 
-def _score(path: Path, number: int, line: bytes, space: SearchSpace) -> tuple[Architecture, float]:
+def _score(path: Path, number: int, line: bytes, space: Space) -> tuple[Architecture, float]:
     document = _parse(path, number, line)
     score, choices = document.get("score"), document.get("choices")
     if not isinstance(score, float) or not math.isfinite(score) or not isinstance(choices, dict):

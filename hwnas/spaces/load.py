@@ -1,4 +1,4 @@
-"""Finds a space: a published name, a Python file's attribute, or a YAML/JSON file.
+"""Finds a space: a published name, a Python file's attribute, or a YAML/JSON file; with precisions as options if asked for.
 
 The YAML form is the space's own JSON form plus three conveniences for layers: `repeat` makes several layers of one
 description, `first` overrides fields of the first of them, and `grid` spells out the product of lists as options:
@@ -18,14 +18,19 @@ from typing import Any
 
 from hwnas.errors import InputError
 from hwnas.files import read_yaml
-from hwnas.ir.space import SearchSpace, space_from_dict
+from hwnas.ir.documents import space_from_dict
+from hwnas.ir.space import SearchSpace
+from hwnas.ir.steps import Space
 from hwnas.spaces import SPACES
+from hwnas.spaces.bit_widths import PRECISIONS, with_precisions
 
 
-def load_space(reference: str) -> SearchSpace:
+def load_space(reference: str) -> Space:
     """Loads a space by `NAME`, `file.py:attribute`, `file.yaml` or `file.json`.
 
-    An attribute may be a `SearchSpace` or a function without arguments that returns one. A Python file is run as it is:
+    `+PRECISION` after any of these, as in `mobile-cpu+int8+fp32`, makes each option a choice between these precisions as well.
+
+    An attribute may be a space or a function without arguments that returns one. A Python file is run as it is:
     load only files that you trust.
 
     Raises:
@@ -33,6 +38,12 @@ def load_space(reference: str) -> SearchSpace:
     """
     if reference in SPACES:
         return SPACES[reference]()
+    plain, *precisions = reference.split("+")
+    if precisions and (plain in SPACES or set(precisions) <= set(PRECISIONS)):
+        space = load_space(plain)
+        if not isinstance(space, SearchSpace):
+            raise InputError(f"Precisions are options of a space of layers, but {plain!r} is one of cells: leave them out.")
+        return with_precisions(space, precisions)
     path_text, _, attribute = reference.rpartition(":")
     if path_text.endswith(".py"):
         return _load_python(Path(path_text), attribute)
@@ -41,7 +52,7 @@ def load_space(reference: str) -> SearchSpace:
     raise InputError(f"A space is one of {', '.join(SPACES)}, or file.py:attribute, or file.yaml, but got {reference!r}.")
 
 
-def _load_python(path: Path, attribute: str) -> SearchSpace:
+def _load_python(path: Path, attribute: str) -> Space:
     spec = importlib.util.spec_from_file_location(f"hwnas_user_space_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise InputError(f"The space file {path} cannot be read: check the path.")
@@ -54,12 +65,12 @@ def _load_python(path: Path, attribute: str) -> SearchSpace:
         raise
     except Exception as error:  # the user's own code: whatever it raises is theirs to see in one sentence
         raise InputError(f"The space {path}:{attribute} must load, but raised {type(error).__name__}: {error}.") from error
-    if not isinstance(space, SearchSpace):
-        raise InputError(f"{path}:{attribute} must be a hwnas.SearchSpace, but is {type(space).__name__}.")
+    if not isinstance(space, Space):
+        raise InputError(f"{path}:{attribute} must be a hwnas.SearchSpace (or CellSpace), but is {type(space).__name__}.")
     return space
 
 
-def _load_yaml(path: Path) -> SearchSpace:
+def _load_yaml(path: Path) -> Space:
     document = read_yaml(path, "space file")
     if isinstance(document, Mapping) and isinstance(document.get("layers"), list):
         document = {**document, "layers": [layer for entry in document["layers"] for layer in _expand(entry)]}

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hwnas.data import Dataset
 from hwnas.errors import InputError, VerificationError
 from hwnas.ir.architecture import Architecture
+from hwnas.ir.shape import TensorShape
 from hwnas.lower.torch import NetworkModule, get_weights
 from hwnas.supernet.batchnorm import fold_batch_norm, recalibrate_batch_norm
 from hwnas.supernet.supernet import Supernet, extract, module_device
@@ -85,7 +87,7 @@ def evaluate_module(module: nn.Module, dataset: Dataset, images: NDArray[np.uint
     """Top-1 accuracy of a network, from 0 to 1; the network is left as it was.
 
     Args:
-        module: From normalised images (N, C, H, W) to logits (N, classes).
+        module: From normalised images (N, C, H, W) to logits (N, classes). A `NetworkModule` gets them at its own resolution.
         dataset: Whose statistics normalise the images.
         images: (N, C, H, W).
         labels: (N,).
@@ -101,7 +103,7 @@ def evaluate_module(module: nn.Module, dataset: Dataset, images: NDArray[np.uint
     module.eval()
     try:
         with torch.inference_mode():
-            for start, batch in zip(range(0, len(images), batch_size), _batches(dataset, images, batch_size, device),
+            for start, batch in zip(range(0, len(images), batch_size), _batches(dataset, images, batch_size, device, module),
                                     strict=True):
                 logits = module(batch)
                 target = torch.from_numpy(labels[start:start + batch_size]).to(device)
@@ -126,7 +128,7 @@ def recalibrated(supernet: Supernet, architecture: Architecture, dataset: Datase
         raise InputError(f"calibration_images must be at least 1, but is {calibration_images}.")
     module = extract(supernet, architecture).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     images = dataset.train.images[:calibration_images]
-    recalibrate_batch_norm(module, _batches(dataset, images, _CALIBRATION_BATCH, module_device(module)))
+    recalibrate_batch_norm(module, _batches(dataset, images, _CALIBRATION_BATCH, module_device(module), module))
     return module
 
 
@@ -155,8 +157,18 @@ def check_dataset(dataset: Dataset, input_shape: Sequence[int], classes: int | N
                          f"{dataset.num_classes} classes: change the space's classifier or the dataset.")
 
 
-def _batches(dataset: Dataset, images: NDArray[np.uint8], batch_size: int, device: torch.device) -> Iterator[Tensor]:
+def fit_images(images: Tensor, shape: TensorShape) -> Tensor:
+    """Images (N, C, H, W) at a network's resolution, as a searched resolution is made in the supernet (`layers.Resize`)."""
+    if images.shape[2:] == shape[1:]:
+        return images
+    return functional.interpolate(images, shape[1:], mode="bilinear", align_corners=False)
+
+
+def _batches(dataset: Dataset, images: NDArray[np.uint8], batch_size: int, device: torch.device, module: nn.Module
+             ) -> Iterator[Tensor]:
     """Normalised batches, channels last, the last one possibly smaller."""
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(dataset.normalise(images[start:start + batch_size])).to(device)
+        if isinstance(module, NetworkModule):
+            batch = fit_images(batch, module.network.input_shape)
         yield batch.contiguous(memory_format=torch.channels_last)

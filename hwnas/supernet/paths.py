@@ -1,7 +1,7 @@
 """Which paths a training step takes, as a pure function of (seed, step).
 
-`uniform_paths` is Single Path One-Shot (Guo et al., arXiv 1904.00420, sec. 3.2): one path per step, every option of every
-decision equally likely. A new method is one function here and one line in `METHODS`.
+`uniform_paths` is Single Path One-Shot (Guo et al., arXiv 1904.00420, sec. 3.2): one path per step, every network of the space
+equally likely. A new method is one function here and one line in `METHODS`.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.ir.space import SearchSpace
+from hwnas.ir.steps import Space
+from hwnas.ir.trellis import Trellis
 from hwnas.supernet.streams import stream_seed
 
 PathSampler = Callable[[int], NDArray[np.integer[Any]]]
 """From the training step to the option indices of its paths, (paths, decisions)."""
 
 
-def uniform_paths(space: SearchSpace, seed: int) -> PathSampler:
+def uniform_paths(space: Space, seed: int) -> PathSampler:
     """One uniformly drawn path per step."""
-    option_counts = [len(decision.options) for decision in space.decisions]
+    trellis = Trellis(space)
 
     def paths(step: int) -> NDArray[np.integer[Any]]:
-        rng = np.random.default_rng(stream_seed(seed, "paths", step))
-        return rng.integers(option_counts, size=(1, len(option_counts)))
+        return trellis.sample_indices(1, seed=np.random.default_rng(stream_seed(seed, "paths", step)))
 
     return paths
 
 
-METHODS: dict[str, Callable[[SearchSpace, int], PathSampler]] = {"spos": uniform_paths}
+METHODS: dict[str, Callable[[Space, int], PathSampler]] = {"spos": uniform_paths}

@@ -15,7 +15,7 @@ from hwnas.ir.network import Network
 from hwnas.lower.torch import NetworkModule, to_torch
 from hwnas.lower.weights import Weights, check_weights
 from hwnas.supernet.config import LoopConfig
-from hwnas.supernet.evaluate import check_dataset
+from hwnas.supernet.evaluate import check_dataset, fit_images
 from hwnas.supernet.loop import ProgressCallback, Task
 from hwnas.supernet.run import Run, TrainResult, data_identity, read_run_weights
 from hwnas.supernet.streams import stream_seed
@@ -31,7 +31,7 @@ def train_network(network: Network, dataset: Dataset, output_dir: str | os.PathL
     Leaves `network.safetensors`, whose keys are those of `network.weight_shapes`, and `network.json`.
 
     Args:
-        network: Ends in a classifier with an output for each class.
+        network: Ends in a classifier with an output for each class. Larger images are resized to its resolution.
         dataset: Its training images are used, no others.
         output_dir: The run's folder.
         config: How to train.
@@ -45,7 +45,10 @@ def train_network(network: Network, dataset: Dataset, output_dir: str | os.PathL
         VerificationError: The loss or the weights are no longer finite.
         KeyboardInterrupt: Passed on, after a checkpoint was written.
     """
-    check_dataset(dataset, network.input_shape, network.output_shape.channels)
+    channels, height, width = network.input_shape
+    is_smaller = height <= dataset.input_shape[1] and width <= dataset.input_shape[2]
+    check_dataset(dataset, (channels, *dataset.input_shape[1:]) if is_smaller else network.input_shape,
+                  network.output_shape.channels)
     module = to_torch(network, weights, stream_seed(config.seed, "network", 0))
     identity = {"network_sha256": network_hash(network), "initial_weights_sha256": weights and _weights_hash(weights),
                 "data": data_identity(dataset), "config": config.identity()}
@@ -57,7 +60,8 @@ def network_task(module: NetworkModule, label_smoothing: float) -> Task:
     """The loss of a step: cross-entropy."""
 
     def backward(step: int, images: Tensor, labels: Tensor) -> Tensor:
-        loss = functional.cross_entropy(module(images), labels, label_smoothing=label_smoothing)
+        logits = module(fit_images(images, module.network.input_shape))
+        loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         loss.backward()
         return loss.detach()
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from hwnas.errors import InputError
 from hwnas.ir.architecture import Architecture
-from hwnas.ir.space import Edge, SearchSpace, Step, block_network
+from hwnas.ir.block import Part
+from hwnas.ir.space import SearchSpace
+from hwnas.ir.steps import Edge, Space, Step
 from hwnas.lower.torch import NetworkModule, get_weights, load_weights, to_torch
 from hwnas.supernet.streams import stream_seed
 
@@ -34,16 +36,23 @@ class Supernet(nn.Module):
         space: The space.
     """
 
-    def __init__(self, space: SearchSpace, seed: int = 0) -> None:
-        """Builds every edge with initial weights drawn from `seed`."""
+    def __init__(self, space: Space, seed: int = 0) -> None:
+        """Builds every edge with initial weights drawn from `seed`.
+
+        Raises:
+            InputError: A space of cells.
+        """
         super().__init__()
-        self.space = space
+        if not isinstance(space, SearchSpace):
+            raise InputError(f"A supernet is trained for a space of layers, but {space.name!r} is one of cells: profile it, draw "
+                             "from it and export its networks; to train one, retrain it on its own.")
+        self.space: Space = space
         for step in space.steps:
             for edge in step.edges:
-                network = block_network(edge.block, edge.input_shape)
-                if network.nodes:
-                    name = _edge_name(step, edge)
-                    self.add_module(name, to_torch(network, seed=stream_seed(seed, name, 0)))
+                for part in edge.parts:
+                    name = _part_name(step, edge, part)
+                    if part.network.nodes and name not in self._modules:  # states may differ in more than their shape
+                        self.add_module(name, to_torch(part.network, seed=stream_seed(seed, name, 0)))
 
     def forward(self, images: Tensor, path: Path) -> Tensor:
         """Computes one network of the space.
@@ -64,7 +73,7 @@ class Supernet(nn.Module):
         return x
 
     def modules_on(self, path: Path) -> Iterator[tuple[str, NetworkModule]]:
-        """Layer name and module of the layers that compute something, from input to output.
+        """Place in the network (layer, or layer and part) and module of what computes something, from input to output.
 
         Raises:
             InputError: The path is not of this space.
@@ -72,11 +81,14 @@ class Supernet(nn.Module):
         choices = iter(self._indices(path))
         source = 0
         for step in self.space.steps:
-            option = next(choices) if step.is_decision else 0
-            edge = step.edges[source * len(step.options) + option]
-            module = self._modules.get(_edge_name(step, edge))
-            if module is not None:
-                yield step.name, module  # type: ignore[misc]
+            edge = step.edge(source, next(choices) if step.is_decision else 0)
+            if edge is None:
+                raise InputError(f"A path's options must be allowed after those before them, but decision {step.name!r} of "
+                                 f"{self.space.name!r} breaks that.")
+            for part in edge.parts:
+                module = self._modules.get(_part_name(step, edge, part))
+                if module is not None:
+                    yield "/".join(filter(None, (step.name, part.name))), module  # type: ignore[misc]
             source = edge.target
 
     def _indices(self, path: Path) -> list[int]:
@@ -121,6 +133,6 @@ def module_device(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
-def _edge_name(step: Step, edge: Edge) -> str:
-    name = f"{step.name}/{step.options[edge.option]}"
-    return name if len(step.inputs) == 1 else f"{name}@{edge.input_shape}"
+def _part_name(step: Step, edge: Edge, part: Part) -> str:
+    name = "/".join(filter(None, (step.name, step.options[edge.option], part.name)))
+    return f"{name}@{part.input_shape}" if step.reached_by_shapes > 1 else name

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from hwnas.data import Dataset
 from hwnas.errors import InputError
-from hwnas.ir.space import SearchSpace, space_from_dict
+from hwnas.ir.documents import space_from_dict
+from hwnas.ir.shape import TensorShape
+from hwnas.ir.steps import Space
 from hwnas.supernet.checkpoint import load_state
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.evaluate import check_dataset
@@ -27,7 +29,7 @@ from hwnas.supernet.supernet import Supernet
 _KIND = "supernet"
 
 
-def train_supernet(space: SearchSpace, dataset: Dataset, output_dir: str | os.PathLike[str], config: TrainConfig, *,
+def train_supernet(space: Space, dataset: Dataset, output_dir: str | os.PathLike[str], config: TrainConfig, *,
                    data_source: Mapping[str, Any] | None = None, overwrite: bool = False,
                    progress: ProgressCallback | None = None) -> TrainResult:
     """Trains a supernet into a folder; a folder with an unfinished run is continued, a finished one is reported.
@@ -78,7 +80,7 @@ def supernet_task(supernet: Supernet, paths: PathSampler, label_smoothing: float
     return Task(supernet, backward, describe)
 
 
-def load_supernet(directory: str | os.PathLike[str], space: SearchSpace | None = None) -> tuple[Supernet, dict[str, Any]]:
+def load_supernet(directory: str | os.PathLike[str], space: Space | None = None) -> tuple[Supernet, dict[str, Any]]:
     """Reads a trained supernet.
 
     Args:
@@ -105,9 +107,10 @@ def load_supernet(directory: str | os.PathLike[str], space: SearchSpace | None =
     return supernet.eval(), document
 
 
-def _classes(space: SearchSpace) -> int:
+def _classes(space: Space) -> int:
     outputs = space.steps[-1].outputs
-    if len(outputs) > 1 or outputs[0][1:] != (1, 1):
+    vectors = [shape for shape in outputs if isinstance(shape, TensorShape) and shape[1:] == (1, 1)]
+    if len(outputs) > 1 or not vectors:
         raise InputError(f"A space that is trained ends in one vector of class scores, but {space.name!r} ends in "
                          f"{' or '.join(map(str, outputs))}: end it with a fixed head.")
-    return outputs[0].channels
+    return vectors[0].channels

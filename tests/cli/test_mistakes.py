@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from hwnas.ir.space import block_network
+from hwnas.ir.block import block_network
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, load_table
 from hwnas.spaces.load import load_space
 from tests.cli.command import hwnas, hwnas_process, refused

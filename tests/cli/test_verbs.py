@@ -14,6 +14,7 @@ SEARCH = ("--population", 4, "--generations", 1, "--parents", 2, "--calibration-
 JSON = {
     "devices": (lambda made: (), {"name", "available", "reason", "runtime_version"}),
     "spaces": (lambda made: (), {"name", "decisions", "size", "input_shape", "macs_min", "macs_max"}),
+    "networks": (lambda made: (), {"name", "macs", "parameters", "published", "parameters_by_kind", "note"}),
     "profile": (lambda made: ("--device", DEVICE, "--space", made("space"), "--output", made("table")),
                 {"table", "entries", "noisy", "missing", "anchor_ms", "held_out"}),
     "predict": (lambda made: ("--table", made("table"), "--random", 3, "--architecture", made("architecture"))[:4],

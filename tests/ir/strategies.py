@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
+from hwnas.errors import InputError
 from hwnas.ir.blocks import Block, ConvBlock, Identity, SeparableConv
 from hwnas.ir.costs import CostModel
 from hwnas.ir.shape import TensorShape
-from hwnas.ir.space import Decision, Edge, Fixed, SearchSpace
+from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.ir.steps import Edge
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,12 @@ def _blocks(widths: tuple[int, ...]) -> st.SearchStrategy[Block]:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> SearchSpace:
-    """Up to four decisions between up to four options, up to two fixed layers; widths and strides may vary within a layer."""
+    """Up to four decisions between up to four options, up to two fixed layers; widths and strides may vary within a layer.
+
+    Some are full, in others options exclude each other: by conditions, or because a resolution has become too small.
+    """
+    partial = draw(st.booleans())
+    size = draw(st.sampled_from([2, 3])) if partial else 64
     widths = draw(st.sampled_from([(2,), (2, 3), (2, 3, 4)]))
     kinds = draw(st.permutations("dddd"[:draw(st.integers(1, 4))] + "ff"[:draw(st.integers(0, 2))]))
     layers: list[Fixed | Decision] = []
@@ -43,8 +51,18 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
             layers.append(Fixed(f"fixed{index}", draw(_blocks(widths))))
         else:
             blocks = draw(st.lists(_blocks(widths), min_size=1, max_size=4, unique=True))
-            layers.append(Decision(f"choice{index}", {f"option{number}": block for number, block in enumerate(blocks)}))
-    return SearchSpace("random", TensorShape(2, 8, 8), tuple(layers))
+            options = {f"option{number}": block for number, block in enumerate(blocks)}
+            before = next((layer for layer in reversed(layers) if isinstance(layer, Decision)), None)
+            after = {}
+            if partial and before:
+                allowed = st.lists(st.sampled_from(list(before.options)), min_size=1, unique=True)
+                after = draw(st.dictionaries(st.sampled_from(list(options)), allowed, max_size=3))
+            layers.append(Decision(f"choice{index}", options, after=after, where_fits=partial))
+    try:
+        return SearchSpace("random", TensorShape(2, size, size), tuple(layers))
+    except InputError:  # nothing left, or an option that nothing can take
+        assume(not partial)
+        raise
 
 
 _NUMBERS: dict[str, st.SearchStrategy[float]] = {
@@ -74,17 +92,34 @@ def spaces_with_costs(draw: st.DrawFn) -> tuple[SearchSpace, WorkloadCosts]:
 def all_indices(space: SearchSpace) -> np.ndarray:
     """Every network as option indices."""
     ranges = [range(len(decision.options)) for decision in space.decisions]
-    return np.array(list(itertools.product(*ranges)), dtype=np.int64)
+    rows = [row for row in itertools.product(*ranges) if is_allowed(space, row)]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), len(ranges))
+
+
+def is_allowed(space: SearchSpace, row: tuple[int, ...]) -> bool:
+    """Whether options form a network, from the layers alone: every condition holds, every block takes what reaches it."""
+    names = [list(decision.options)[index] for decision, index in zip(space.decisions, row, strict=True)]
+    for before, decision, name in zip(names, space.decisions[1:], names[1:], strict=False):
+        if name in decision.after and before not in decision.after[name]:
+            return False
+    shape, chosen = space.input_shape, iter(names)
+    for layer in space.layers:
+        block = layer.options[next(chosen)] if isinstance(layer, Decision) else layer.block
+        try:
+            shape = block.output_shape(shape)
+        except InputError:
+            return False
+    return True
 
 
 def walked_edges(space: SearchSpace, row: np.ndarray) -> list[Edge]:
-    """The edges of one network, found by following shapes."""
-    shape, edges, options = space.input_shape, [], iter(row.tolist())
+    """The edges of one network, found by following states."""
+    state, edges, options = 0, [], iter(row.tolist())
     for step in space.steps:
         option = next(options) if step.is_decision else 0
-        edge = next(edge for edge in step.edges if edge.input_shape == shape and edge.option == option)
+        (edge,) = [edge for edge in step.edges if (edge.source, edge.option) == (state, option)]
         edges.append(edge)
-        shape = step.outputs[edge.target]
+        state = edge.target
     return edges
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from hwnas.errors import InputError
+from hwnas.ir.block import block_network
 from hwnas.ir.blocks import (
     BLOCKS,
     Block,
@@ -20,7 +21,6 @@ from hwnas.ir.blocks import (
 )
 from hwnas.ir.network import Network, build_network
 from hwnas.ir.shape import TensorShape
-from hwnas.ir.space import block_network
 
 # Single Path One-Shot (arXiv 1904.00420), the authors' released space: output width, blocks, resolution of the input.
 SPOS_STAGES = ((64, 4, 112), (160, 4, 56), (320, 8, 28), (640, 4, 14))
@@ -129,7 +129,7 @@ def test_no_expansion_convolution_at_an_expansion_of_one() -> None:
     (ShuffleUnit(7), (7, 8, 8), ["even", "7"]),
     (ShuffleUnit(8, stride=2), (8, 8, 8), ["widen", "8 to 8"]),
     (ConvBlock(8, groups=3), (8, 8, 8), ["3 groups", "8 input"]),
-    (Stem(8, 7, 2), (3, 1, 1), []),
+    (Stem(8, 7, 2), (3, 1, 1), ["stride 2", "1x1"]),
 ])
 def test_shapes_that_a_block_cannot_take_are_refused(block: Block, shape: tuple[int, int, int], words: list[str]) -> None:
     if not words:  # padding keeps even one pixel

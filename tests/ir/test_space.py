@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from hwnas.errors import InputError
 from hwnas.ir.architecture import Architecture
+from hwnas.ir.block import block_network
 from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, ShuffleUnit, Stem
+from hwnas.ir.documents import space_from_dict
 from hwnas.ir.network import Network
 from hwnas.ir.shape import TensorShape
-from hwnas.ir.space import Decision, Fixed, SearchSpace, block_network, space_from_dict
+from hwnas.ir.space import Decision, Fixed, SearchSpace
 
 SPACE = SearchSpace("tiny", TensorShape(3, 32, 32), (
     Fixed("stem", Stem(8)),
@@ -248,7 +250,7 @@ def test_the_hash_is_of_the_content_alone() -> None:
 
 
 def test_the_hash_is_the_same_in_every_process() -> None:
-    program = ("import json, sys; from hwnas.ir.space import space_from_dict; "
+    program = ("import json, sys; from hwnas.ir.documents import space_from_dict; "
                "print(space_from_dict(json.load(sys.stdin)).hash)")
     for seed in ("1", "2"):
         result = subprocess.run([sys.executable, "-c", program], input=json.dumps(SPACE.to_dict()), text=True, check=True,

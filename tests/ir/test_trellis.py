@@ -493,7 +493,18 @@ def test_most_probable_path_within_the_budget(case, seed, data):
     row = space.indices([trellis.most_probable(tables, budget)])[0]
     assert chances[(rows == row).all(axis=1)][0] == pytest.approx(chances[costs <= budget].max(), rel=1e-9)
     assert costs[(rows == row).all(axis=1)][0] <= budget
-    assert trellis.expected_cost(tables) == pytest.approx(float(chances @ costs), rel=1e-9, abs=1e-9)
+    drawn = np.array([drawn_probability(list(tables.values()), rows, row) for row in rows])
+    assert drawn.sum() == pytest.approx(1)
+    assert trellis.expected_cost(tables) == pytest.approx(float(drawn @ costs), rel=1e-9, abs=1e-9)
+
+
+def drawn_probability(tables: list[np.ndarray], rows: np.ndarray, row: np.ndarray) -> float:
+    """Of drawing a row decision by decision, each among the options that some row continues with."""
+    probability = 1.0
+    for column, table in enumerate(tables):
+        same_so_far = (rows[:, :column] == row[:column]).all(axis=1)
+        probability *= table[row[column]] / table[np.unique(rows[same_so_far, column])].sum()
+    return probability
 
 
 def test_probability_zero_is_a_last_resort():

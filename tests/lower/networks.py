@@ -4,15 +4,17 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from hwnas.ir.blocks import (
-    Block,
-    ConvBlock,
-    Head,
-    Identity,
-    MBConv,
-    SeparableConv,
-    ShuffleUnit,
-    Stem,
+from hwnas.ir.block import Block
+from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Resolution, SeparableConv, Sequence, ShuffleUnit, Stem
+from hwnas.ir.cell_operations import (
+    CellHead,
+    DilatedOperation,
+    FactorizedConvolution,
+    FactorizedReduction,
+    PoolOperation,
+    PreactivatedConv,
+    SeparableOperation,
+    UnpaddedStem,
 )
 from hwnas.ir.layers import (
     ACTIVATIONS,
@@ -27,9 +29,16 @@ from hwnas.ir.layers import (
     GlobalAveragePool,
     Linear,
     Multiply,
+    Pad,
     Pool,
+    Quantize,
+    Resize,
+    Round,
 )
+from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer
 from hwnas.ir.network import Network, NetworkBuilder, Value, build_network
+from hwnas.ir.quantized import HalfPrecision, Quantized
+from hwnas.ir.residual_blocks import BasicBlock, Bottleneck
 from hwnas.ir.shape import TensorShape
 
 
@@ -114,6 +123,12 @@ PRIMITIVES: dict[str, Network] = {
     "slices of a shuffle, part of a row": network_of(_two_slices((1, 3, 4, 5), shuffle_groups=3)),
     "slices of a shuffle across rows": network_of(_two_slices((0, 2, 1, 5), shuffle_groups=2)),
     "shuffle": network_of(lambda net, x: net.add("shuffle", ChannelShuffle(3), x)),
+    **{f"pad {layer}": network_of(lambda net, x, layer=layer: net.add("pad", layer, x)) for layer in (
+        Pad(1, 2, 3, 4), Pad(-1, -2, -3, -4), Pad(-1, 0, 1, 0), Pad(0, -1, 0, 1))},
+    **{f"resize {layer}": network_of(lambda net, x, layer=layer: net.add("resize", layer, x)) for layer in (
+        Resize(5, 4), Resize(12, 13), Resize(9, 8))},
+    **{f"round {layer}": network_of(lambda net, x, layer=layer: net.add("round", layer, x)) for layer in (
+        Quantize(4, True), Quantize(8, False), Quantize(1, True), Round("bf16"))},
     "dropout": network_of(lambda net, x: net.add("act", Activation(), net.add("dropout", Dropout(), x))),
     "dropout alone": network_of(lambda net, x: net.add("dropout", Dropout(), x)),
     "nothing": network_of(lambda net, x: x),
@@ -137,6 +152,26 @@ BLOCKS: dict[str, Block] = {
     "shuffle_unit of stride 2": ShuffleUnit(20, 7, 2),
     "shuffle_unit, xception": ShuffleUnit(8, 3, xception=True, mid_channels=5),
     "shuffle_unit, xception, stride 2": ShuffleUnit(20, 3, 2, xception=True),
+    "resolution": Resolution(12),
+    "sequence": Sequence((MBConv(12, 3, 2, 2), SeparableConv(9))),
+    "basic_block": BasicBlock(12, 3, 2),
+    "basic_block with residual": BasicBlock(8),
+    "bottleneck": Bottleneck(12, 3, 2),
+    "bottleneck with residual": Bottleneck(8),
+    "fbnet_block": FBNetBlock(12, 5, 3, 2, 2),
+    "fbnet_block, released": FBNetBlock(8, 3, 1, expand_always=False),
+    "mnasnet_layer": MnasNetLayer(8, "mbconv3", 5, 2, 0.25, "pool"),
+    "mnasnet_layer, dwconv": MnasNetLayer(12, "dwconv", 3),
+    "separable_operation": SeparableOperation(12, 5, 2),
+    "dilated_operation": DilatedOperation(12, 5, 2),
+    "pool_operation": PoolOperation("avg", 3, 2, 12),
+    "preactivated_conv": PreactivatedConv(12, 3, 2),
+    "factorized_convolution": FactorizedConvolution(12, 7, 2),
+    "factorized_reduction": FactorizedReduction(13),
+    "unpadded_stem": UnpaddedStem(12),
+    "cell_head": CellHead(10, 0.2),
+    "quantized": Quantized(BasicBlock(12), 2, 4),
+    "half_precision": HalfPrecision(SeparableConv(12), "bf16"),
 }
 BLOCK_SHAPE = (8, 10, 9)
 
@@ -146,13 +181,17 @@ def networks(draw: st.DrawFn) -> Network:
     """Chains of one to five blocks of any kind, some ending in a classifier, from an image of at most 3x16x16."""
     activation = st.sampled_from(ACTIVATIONS)
     kernel = st.sampled_from((1, 3, 5, 7))
-    stride = st.integers(1, 2)
     width = st.integers(1, 6).map(lambda half: 2 * half)
+    image = TensorShape(draw(st.integers(1, 3)), draw(st.integers(1, 16)), draw(st.integers(1, 16)))
     channels = draw(width)
-    stem = Stem(channels, draw(kernel), draw(stride), draw(activation), draw(st.booleans()))
+    stride = st.integers(1, min(2, *image[1:]))
+    stem = Stem(channels, draw(kernel), draw(stride), draw(activation), draw(st.booleans()) and min(image[1:]) >= 4)
     blocks: list[tuple[str, Block]] = [("stem", stem)]
     for index in range(draw(st.integers(0, 4))):
-        kind = draw(st.sampled_from(("conv", "separable", "mbconv", "shuffle", "widening shuffle", "identity")))
+        smallest = min(build_network(image, blocks).output_shape[1:])
+        stride = st.integers(1, min(2, smallest))
+        strided = ("widening shuffle",) if smallest > 1 else ()
+        kind = draw(st.sampled_from(("conv", "separable", "mbconv", "shuffle", *strided, "identity")))
         match kind:
             case "conv":
                 block: Block = ConvBlock(draw(width), draw(kernel), draw(stride), draw(st.sampled_from((1, 2))), draw(activation))
@@ -171,4 +210,4 @@ def networks(draw: st.DrawFn) -> Network:
         blocks.append((f"layer{index}", block))
     if draw(st.booleans()):
         blocks.append(("head", Head(draw(st.integers(1, 9)), draw(st.one_of(st.none(), width)), draw(activation))))
-    return build_network((draw(st.integers(1, 3)), draw(st.integers(1, 16)), draw(st.integers(1, 16))), blocks)
+    return build_network(image, blocks)

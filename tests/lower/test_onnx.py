@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 
 from hwnas.errors import InputError
+from hwnas.ir.block import block_network
 from hwnas.ir.blocks import ConvBlock, Head, MBConv, ShuffleUnit, Stem
 from hwnas.ir.layers import BatchNorm, ChannelSlice, Concat, Conv
 from hwnas.ir.network import Network, NetworkBuilder, Value, build_network
-from hwnas.ir.space import block_network
 from hwnas.lower.onnx import OPSET, to_onnx
 from hwnas.lower.weights import random_weights
 from tests.lower.networks import BLOCK_SHAPE, BLOCKS, PRIMITIVES, network_of, networks
@@ -205,7 +205,7 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, int], word: str
 
 def test_no_torch_is_loaded() -> None:
     program = ("import sys; from hwnas.lower.onnx import to_onnx; from hwnas.ir.blocks import Stem; "
-               "from hwnas.ir.space import block_network; to_onnx(block_network(Stem(8), (3, 8, 8))); "
+               "from hwnas.ir.block import block_network; to_onnx(block_network(Stem(8), (3, 8, 8))); "
                "sys.exit('torch' in sys.modules)")
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwnas.ir import blocks, layers
+from hwnas.ir.block import block_network
 from hwnas.ir.blocks import Head, Identity, MBConv, ShuffleUnit, Stem
 from hwnas.ir.network import Network
-from hwnas.ir.space import Decision, Fixed, SearchSpace, block_network
+from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.torch import to_torch
 from hwnas.lower.weights import Weights, random_weights

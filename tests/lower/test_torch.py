@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwnas.errors import InputError
+from hwnas.ir.block import block_network
 from hwnas.ir.blocks import ConvBlock, Head, MBConv, SeparableConv, ShuffleUnit, Stem
 from hwnas.ir.layers import ACTIVATIONS, ChannelShuffle, ChannelSlice, Concat
 from hwnas.ir.network import INPUT, Network, build_network
-from hwnas.ir.space import block_network
 from hwnas.lower.torch import get_weights, load_weights, to_torch
 from hwnas.lower.weights import random_weights
 from tests.lower.networks import BLOCK_SHAPE, BLOCKS, PRIMITIVES, network_of, networks

@@ -14,7 +14,7 @@ from hwnas.errors import InfeasibleError, InputError
 from hwnas.export.verify import verify_artifact
 from hwnas.files import sha256_file
 from hwnas.ir.architecture import load_architecture
-from hwnas.ir.space import space_from_dict
+from hwnas.ir.documents import space_from_dict
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import EntryRecord, load_table
 from hwnas.pipeline.compile import _budget_ms, compile_space

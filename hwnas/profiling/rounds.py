@@ -1,0 +1,211 @@
+"""Rounds of fresh sessions, kept in a journal: how anything of more than one model is measured.
+
+A round takes one fresh session of everything in random order, so that a drift of the machine falls on all alike and a run
+that is cut short is even. Each finished session is a line in a journal, flushed to disk: a kill at any moment loses at most
+the session under way, and the same call goes on from there.
+"""
+
+import json
+import math
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hwnas.errors import InputError
+from hwnas.files import write_atomic
+from hwnas.profiling.environment import read_processor, require_same_environment
+from hwnas.profiling.measure import SessionSamples, measure_session
+from hwnas.profiling.timing import TimingPlan, combine_sessions
+from hwnas.runtimes.base import Runtime, RuntimeConfig
+
+Progress = Callable[[int, int, str], None]
+Measured = dict[str, list[SessionSamples]]
+
+
+@dataclass(frozen=True)
+class RoundsPlan:
+    """How much is measured.
+
+    Attributes:
+        min_sessions: Fresh sessions of everything.
+        max_sessions: Sessions of that whose sessions disagree.
+        target_relative_ci: Half-width of a 95 % interval over sessions above which another session is worth it.
+        max_minutes: Wall-clock bound; what is there by then is kept.
+        timing: How one session is timed. Short: what more samples cannot average away is the scatter between sessions.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    min_sessions: int = 3
+    max_sessions: int = 6
+    target_relative_ci: float = 0.03
+    max_minutes: float = 30.0
+    timing: TimingPlan = field(default_factory=lambda: TimingPlan(
+        sample_ms=1.0, min_pairs=16, max_pairs=64, max_seconds=0.4, warmup_pairs=5, max_warmup_seconds=0.2))
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_sessions <= self.max_sessions:
+            raise InputError("1 <= min_sessions <= max_sessions must hold, but got "
+                             f"(min_sessions={self.min_sessions}, max_sessions={self.max_sessions}).")
+        for name in ("target_relative_ci", "max_minutes"):
+            check_not_negative(name, getattr(self, name))
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuses what is below 0, and what is not a number.
+
+    Raises:
+        InputError: Naming the value.
+    """
+    if not value >= 0:
+        raise InputError(f"{name} must be at least 0, but is {value}.")
+
+
+def measurement_folder(runtime: Runtime, config: RuntimeConfig) -> Path:
+    """`<device>/<runtime>-<precision>-<threads>t`: where measurements of one kind lie together."""
+    device = re.sub(r"[^a-z0-9]+", "-", read_processor().name.lower()).strip("-")
+    return Path(device, f"{runtime.name}-{config.precision}-{config.threads}t")
+
+
+def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured, journal: Path, runtime: Runtime,
+                   config: RuntimeConfig, plan: RoundsPlan, *, seed: int = 0, progress: Progress | None = None,
+                   refused: dict[str, str] | None = None) -> None:
+    """Measures until everything has its sessions or the time is over.
+
+    Args:
+        models: What makes the ONNX bytes, by key.
+        measured: What was measured before, by key; grows.
+        journal: As `open_journal` left it.
+        runtime: Where.
+        config: Threads and precision.
+        plan: How much.
+        seed: Chooses the order.
+        progress: Called with (sessions done, sessions planned, key) when a session is on disk.
+        refused: Takes what the runtime said of models that it refuses, by key; without it such a refusal ends everything.
+
+    Raises:
+        InputError: The runtime refuses a model.
+    """
+    deadline = time.monotonic() + plan.max_minutes * 60
+    refusals = {} if refused is None else refused
+    with open(journal, "a", encoding="utf-8") as file:
+        for round_index in range(plan.max_sessions):
+            due = [key for key in models if key not in refusals and _is_due(measured.get(key, []), round_index, plan)]
+            random.Random(f"{seed}/{round_index}").shuffle(due)
+            later = max(0, plan.min_sessions - round_index - 1) * (len(models) - len(refusals))
+            done_before = sum(len(measured.get(key, ())) for key in models)
+            for index, key in enumerate(due):
+                if time.monotonic() > deadline:
+                    return
+                model = models[key]()
+                try:
+                    session = measure_session(runtime, config, model, plan.timing)
+                except InputError as error:
+                    if refused is None:
+                        raise
+                    refused[key] = str(error)
+                    continue
+                measured.setdefault(key, []).append(session)
+                file.write(_session_line(key, session))
+                file.flush()
+                os.fsync(file.fileno())
+                if progress is not None:
+                    progress(done_before + index + 1, done_before + len(due) + later, key)
+
+
+def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, list[SessionSamples]] | None = None) -> Measured:
+    """Reads what an earlier call measured, or starts the journal; a torn last line is cut off.
+
+    Args:
+        path: The journal.
+        header: What must be the same when it is continued; `environment` is compared as measurements are.
+        measured: What a new journal begins with.
+
+    Returns:
+        The sessions, by key.
+
+    Raises:
+        InputError: The journal is of something else, or damaged.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    length = content.rfind(b"\n") + 1
+    lines = content[:length].split(b"\n")[:-1]
+    if not lines:  # none, or killed before the header was on disk
+        return _start_journal(path, header, measured or {})
+    found: Measured = {}
+    try:
+        began = json.loads(lines[0])
+        for key, value in header.items():
+            if key != "environment" and began[key] != value:
+                raise InputError(f"The journal {path} must continue as it began, but its {key} is {began[key]!r} and this "
+                                 f"call's is {value!r}: delete it, or repeat with --restart.")
+        require_same_environment(dict(began["environment"]), header["environment"], f"the journal {path}",
+                                 remedy="repeat with --restart to measure again")
+        for line in lines[1:]:
+            row = json.loads(line)
+            found.setdefault(row["key"], []).append(read_session(row))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): repeat with "
+                         "--restart to measure again.") from None
+    if length < len(content):
+        os.truncate(path, length)  # the line that was being written when the last call was killed
+    return found
+
+
+def read_session(row: Mapping[str, Any]) -> SessionSamples:
+    """A session from its JSON form.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is malformed.
+    """
+    session = SessionSamples(tuple(map(float, row["ratios"])), float(row["anchor_ms"]))
+    if not session.ratios or not all(0 < value < math.inf for value in (*session.ratios, session.anchor_ms)):
+        raise ValueError("a session has no samples, or one that is not a positive number")
+    return session
+
+
+def discard(path: Path, schema: str, what: str) -> None:
+    """Deletes a file of a schema, whole or torn, and nothing else.
+
+    Args:
+        path: The file; nothing happens where there is none.
+        schema: Its schema, of any version.
+        what: What such a file is, for the error ("latency table").
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if start and schema.rpartition("/")[0].encode() not in start:
+        raise InputError(f"Only a {what} is replaced, but {path} is something else: choose another --output.")
+    path.unlink()
+
+
+def _start_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, list[SessionSamples]]) -> Measured:
+    lines = [_session_line(key, session) for key, sessions in measured.items() for session in sessions]
+    write_atomic(path, json.dumps(header) + "\n" + "".join(lines))
+    return {key: list(sessions) for key, sessions in measured.items()}
+
+
+def _session_line(key: str, session: SessionSamples) -> str:
+    return json.dumps({"key": key, "ratios": session.ratios, "anchor_ms": session.anchor_ms}) + "\n"
+
+
+def _is_due(sessions: list[SessionSamples], round_index: int, plan: RoundsPlan) -> bool:
+    if len(sessions) > round_index:
+        return False  # measured before an interruption
+    return round_index < plan.min_sessions or _relative_ci(sessions) > plan.target_relative_ci
+
+
+def _relative_ci(sessions: list[SessionSamples]) -> float:
+    combined = combine_sessions(sessions)
+    return (combined.ratio_ci[1] - combined.ratio) / combined.ratio
