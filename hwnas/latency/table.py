@@ -6,7 +6,7 @@ Raw samples are kept, statistics derived on loading. Nothing here measures; noth
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,11 +53,12 @@ class EntryRecord(_Record):
 
     Attributes:
         sessions: One tuple of paired ratios for every fresh session.
-        label: `ok`, or `noisy` when the sessions disagree by more than the profiler's target.
+        label: `ok`; `noisy` when the sessions disagree by more than the profiler's target; or `imported` when another tool
+            measured it, so that neither sessions nor an interval are known.
     """
 
     sessions: tuple[tuple[float, ...], ...] = Field(min_length=1)
-    label: Literal["ok", "noisy"]
+    label: Literal["ok", "noisy", "imported"]
 
     @property
     def ratio(self) -> float:
@@ -164,8 +165,11 @@ class LatencyTable:
     def calibration(self) -> Calibration:
         """Fitted on all but the held-out networks."""
         records = [record for record in self.networks if record.role != "held_out"]
-        sums, blocks = self._features(records)
-        return fit_calibration(sums.tolist(), blocks.astype(int).tolist(), [record.ratio for record in records])
+        counts = self._block_counts(self._rows(records))
+        seen = [(workload, column) for workload, column in self._workloads.items() if counts[:, column].any()]
+        return fit_calibration(counts[:, [column for _, column in seen]],
+                               {workload: self._entry(workload).ratio for workload, _ in seen},
+                               np.array([record.ratio for record in records]))
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -175,7 +179,7 @@ class LatencyTable:
             return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL)
         measured = np.array([record.ratio for record in records])
         rows = self._rows(records)
-        predicted = (self.constant + self._sum_edges(rows, "cost")) / self.anchor_ms
+        predicted = (self.constant + self._edge_costs(rows)) / self.anchor_ms
         errors = np.abs(measured / predicted - 1)
         return HeldOut(len(records), float(errors.mean()), float(errors.max()), float((errors <= 0.05).mean()),
                        _spearman(predicted, measured), conformal_interval(errors))
@@ -191,11 +195,8 @@ class LatencyTable:
         Raises:
             InputError: The table has no entry for a workload of the edge.
         """
-        return sum(map(self._part_cost, _measured_parts(edge)))
-
-    def _part_cost(self, part: Part) -> float:
-        cost = self.calibration.scale * self._entry(part).ratio + self.calibration.per_block
-        return max(cost, 0.0) * self.anchor_ms  # a block never shortens a network; noise on a tiny one might say so
+        return sum(self.calibration.cost(part.workload, self._entry(part.workload).ratio)
+                   for part in _measured_parts(edge)) * self.anchor_ms
 
     def predict(self, architecture: Architecture) -> Prediction:
         """Predicts one network's latency.
@@ -208,7 +209,7 @@ class LatencyTable:
     def predict_many(self, architectures: Sequence[Architecture]) -> list[Prediction]:
         """Predicts many networks at once."""
         rows = self.search_space.indices(architectures)
-        return [self.interval_around(float(latency)) for latency in self.constant + self._sum_edges(rows, "cost")]
+        return [self.interval_around(float(latency)) for latency in self.constant + self._edge_costs(rows)]
 
     def interval_around(self, latency_ms: float) -> Prediction:
         """The prediction whose centre is the given latency."""
@@ -221,47 +222,57 @@ class LatencyTable:
 
     def missing_workloads(self) -> list[str]:
         """Workloads of the space that have no entry yet, in the space's order."""
-        seen = dict.fromkeys(part.workload for step in self.search_space.steps for edge in step.edges
-                             for part in _measured_parts(edge))
-        return [workload for workload in seen if workload not in self.entries]
+        return [workload for workload in self._workloads if workload not in self.entries]
 
     def with_networks(self, records: Sequence[NetworkRecord]) -> "LatencyTable":
         """The same table with more measured networks (a certification that failed, for example)."""
         return LatencyTable(self.search_space, self.environment, self.anchor, self.entries, (*self.networks, *records))
 
-    def _entry(self, part: Part) -> EntryRecord:
-        try:
-            return self.entries[part.workload]
-        except KeyError:
-            raise InputError(f"The table of {self.space!r} has no entry for {part.workload}: complete it with "
-                             f"'hwnas profile --device {self.environment.get('runtime')} --space ...'.") from None
+    @cached_property
+    def _workloads(self) -> dict[str, int]:
+        """The space's workloads, numbered in its order."""
+        seen = dict.fromkeys(part.workload for step in self.search_space.steps for edge in step.edges
+                             for part in _measured_parts(edge))
+        return {workload: number for number, workload in enumerate(seen)}
 
-    def _features(self, records: Sequence[NetworkRecord]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Block sums (N,) in ratios and block counts (N,) of measured networks."""
-        rows = self._rows(records)
-        return self._sum_edges(rows, "ratio"), self._sum_edges(rows, "count")
+    def _entry(self, workload: str) -> EntryRecord:
+        try:
+            return self.entries[workload]
+        except KeyError:
+            raise InputError(f"The table of {self.space!r} has no entry for {workload}: complete it with "
+                             f"'hwnas profile --device {self.environment.get('runtime')} --space ...'.") from None
 
     def _rows(self, records: Sequence[NetworkRecord]) -> NDArray[np.int64]:
         return self.search_space.indices([self.search_space.architecture(record.choices) for record in records])
 
-    def _sum_edges(self, rows: NDArray[np.int64], what: Literal["ratio", "count", "cost"]) -> NDArray[np.float64]:
-        """Walks the trellis with all rows (N, decisions) at once and sums one quantity of the edges passed."""
-        amounts: dict[str, Callable[[Part], float]] = {
-            "ratio": lambda part: self._entry(part).ratio, "count": lambda part: 1.0, "cost": self._part_cost}
-        amount = amounts[what]
+    def _edge_costs(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Milliseconds of networks (N, decisions) beyond the constant."""
         totals = np.zeros(len(rows))
+        for edges, passed in self._passed(rows):
+            costs = np.zeros(len(edges))
+            for index in np.unique(passed):
+                costs[index] = self.edge_cost(edges[index])
+            totals += costs[passed]
+        return totals
+
+    def _block_counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How often each network (N, decisions) has each workload; (N, workloads)."""
+        counts = np.zeros((len(rows), len(self._workloads)), np.int64)
+        for edges, passed in self._passed(rows):
+            for index in np.unique(passed):
+                for part in _measured_parts(edges[index]):
+                    counts[passed == index, self._workloads[part.workload]] += 1
+        return counts
+
+    def _passed(self, rows: NDArray[np.int64]) -> Iterator[tuple[tuple[Edge, ...], NDArray[np.intp]]]:
+        """Walks the trellis with all rows at once: every step's edges, and which of them each network passes."""
         states = np.zeros(len(rows), dtype=np.intp)
         decision = 0
         for step in self.search_space.steps:
             chosen = rows[:, decision] if step.is_decision else np.zeros(len(rows), dtype=np.int64)
             decision += step.is_decision
-            edges = step.numbers[states, chosen]
-            values = np.zeros(len(step.edges))
-            for index in np.unique(edges):
-                values[index] = sum(amount(part) for part in _measured_parts(step.edges[index]))
-            totals += values[edges]
+            yield step.edges, step.numbers[states, chosen]
             states = step.targets[states, chosen]
-        return totals
 
     def to_dict(self) -> dict[str, Any]:
         """The document that is stored; `content_sha256` covers everything else in it."""

@@ -48,18 +48,35 @@ class ProfilePlan(RoundsPlan):
     Attributes:
         fit_networks: Whole networks that calibrate.
         held_out_networks: Whole networks that judge; 19 is the least from which a 95 % interval can be had.
+        fit_sessions: Sessions of a network that calibrates, if not those of a block. Few are enough: more networks teach more
+            than better measured ones.
+        held_out_sessions: The least sessions of a network that judges, if not those of a block. Its own scatter must not count
+            as an error of the table.
 
     Raises:
         InputError: A value is out of range.
     """
 
-    fit_networks: int = 16
+    fit_networks: int = 48
     held_out_networks: int = 24
+    fit_sessions: int | None = 2
+    held_out_sessions: int | None = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if any(sessions is not None and sessions < 1 for sessions in (self.fit_sessions, self.held_out_sessions)):
+            raise InputError(f"fit_sessions and held_out_sessions must be at least 1, but are ({self.fit_sessions}, "
+                             f"{self.held_out_sessions}).")
         for name in ("fit_networks", "held_out_networks"):
             check_not_negative(name, getattr(self, name))
+
+    def sessions(self, role: str) -> tuple[int, int]:
+        """The least and the most sessions of a workload of a role."""
+        if role == "fit" and self.fit_sessions is not None:
+            return self.fit_sessions, self.fit_sessions
+        if role == "held_out" and self.held_out_sessions is not None:
+            return self.held_out_sessions, max(self.held_out_sessions, self.max_sessions)
+        return self.min_sessions, self.max_sessions
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ def profile_space(space: Space, runtime: Runtime, config: RuntimeConfig, output:
         space: What to measure.
         runtime: Where.
         config: Threads and precision.
-        output: The table's path; the journal lies beside it until everything has its `min_sessions`.
+        output: The table's path; the journal lies beside it until everything has its least sessions.
         batch_size: Images a call.
         plan: How much to measure.
         seed: Chooses the whole networks and the order.
@@ -126,11 +143,12 @@ def profile_space(space: Space, runtime: Runtime, config: RuntimeConfig, output:
     except OSError as error:
         raise InputError(f"The table must be writable, but {path} is not ({error.strerror}): choose another --output.") from None
     workloads = plan_workloads(space, plan, batch_size, seed)
-    measure_rounds({workload.key: workload.model for workload in workloads}, measured, journal, runtime, config, plan, seed=seed,
-                   progress=progress)
+    sessions = {workload.key: plan.sessions(workload.role) for workload in workloads}
+    measure_rounds({workload.key: workload.model for workload in workloads}, measured, journal, runtime, config, plan,
+                   sessions=sessions, seed=seed, progress=progress)
     table = _assemble(space, environment, workloads, measured, exported)
     table.save(path)
-    if all(len(measured.get(workload.key, ())) >= plan.min_sessions for workload in workloads):
+    if all(len(measured.get(key, ())) >= least for key, (least, _) in sessions.items()):
         journal.unlink(missing_ok=True)
     return table
 

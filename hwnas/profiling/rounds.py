@@ -74,8 +74,8 @@ def measurement_folder(runtime: Runtime, config: RuntimeConfig) -> Path:
 
 
 def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured, journal: Path, runtime: Runtime,
-                   config: RuntimeConfig, plan: RoundsPlan, *, seed: int = 0, progress: Progress | None = None,
-                   refused: dict[str, str] | None = None) -> None:
+                   config: RuntimeConfig, plan: RoundsPlan, *, sessions: Mapping[str, tuple[int, int]] | None = None,
+                   seed: int = 0, progress: Progress | None = None, refused: dict[str, str] | None = None) -> None:
     """Measures until everything has its sessions or the time is over.
 
     Args:
@@ -85,6 +85,7 @@ def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured
         runtime: Where.
         config: Threads and precision.
         plan: How much.
+        sessions: The least and the most sessions by key, where that is not the plan's.
         seed: Chooses the order.
         progress: Called with (sessions done, sessions planned, key) when a session is on disk.
         refused: Takes what the runtime said of models that it refuses, by key; without it such a refusal ends everything.
@@ -94,11 +95,13 @@ def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured
     """
     deadline = time.monotonic() + plan.max_minutes * 60
     refusals = {} if refused is None else refused
+    bounds = dict.fromkeys(models, (plan.min_sessions, plan.max_sessions)) | dict(sessions or {})
     with open(journal, "a", encoding="utf-8") as file:
-        for round_index in range(plan.max_sessions):
-            due = [key for key in models if key not in refusals and _is_due(measured.get(key, []), round_index, plan)]
+        for round_index in range(max(most for _, most in bounds.values())):
+            due = [key for key in models if key not in refusals
+                   and _is_due(measured.get(key, []), round_index, bounds[key], plan.target_relative_ci)]
             random.Random(f"{seed}/{round_index}").shuffle(due)
-            later = max(0, plan.min_sessions - round_index - 1) * (len(models) - len(refusals))
+            later = sum(max(0, bounds[key][0] - round_index - 1) for key in models if key not in refusals)
             done_before = sum(len(measured.get(key, ())) for key in models)
             for index, key in enumerate(due):
                 if time.monotonic() > deadline:
@@ -200,10 +203,11 @@ def _session_line(key: str, session: SessionSamples) -> str:
     return json.dumps({"key": key, "ratios": session.ratios, "anchor_ms": session.anchor_ms}) + "\n"
 
 
-def _is_due(sessions: list[SessionSamples], round_index: int, plan: RoundsPlan) -> bool:
+def _is_due(sessions: list[SessionSamples], round_index: int, bounds: tuple[int, int], target_relative_ci: float) -> bool:
     if len(sessions) > round_index:
         return False  # measured before an interruption
-    return round_index < plan.min_sessions or _relative_ci(sessions) > plan.target_relative_ci
+    least, most = bounds
+    return round_index < least or (round_index < most and _relative_ci(sessions) > target_relative_ci)
 
 
 def _relative_ci(sessions: list[SessionSamples]) -> float:

@@ -1,0 +1,161 @@
+"""Two tables beside each other, and one table against what it has to be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from hwnas.errors import VerificationError
+from hwnas.ir.steps import Space
+from hwnas.latency.summary import BlockCost, Interval, block_costs
+from hwnas.latency.table import HeldOut, LatencyTable
+
+# A table is additive, its blocks' costs adding up to a network's, when on networks that no fit has seen it is no further off
+# than this on average, and ranks them at least so well.
+ADDITIVE_MEAN_ERROR = 0.05
+ADDITIVE_SPEARMAN = 0.9
+_ENOUGH_HELD_OUT = 19  # fewer networks bear no 95 % interval
+
+
+@dataclass(frozen=True)
+class Change:
+    """An entry that two tables have.
+
+    Attributes:
+        workload: Block and input shape.
+        before: In the first table, in the difference's unit.
+        after: In the second.
+        beyond_intervals: Whether the two 95 % intervals lie apart; None where one is unknown.
+    """
+
+    workload: str
+    before: float
+    after: float
+    beyond_intervals: bool | None
+
+    @property
+    def relative(self) -> float:
+        """After over before, less one."""
+        return self.after / self.before - 1
+
+
+@dataclass(frozen=True)
+class TableDifference:
+    """What distinguishes two tables.
+
+    Attributes:
+        unit: `ratio` where both have the same anchor, else `ms`.
+        only_in_first: Workloads that the second table lacks.
+        only_in_second: Workloads that the first table lacks.
+        common: Workloads that both have, in the first table's order.
+    """
+
+    unit: str
+    only_in_first: tuple[str, ...]
+    only_in_second: tuple[str, ...]
+    common: tuple[Change, ...]
+
+    @property
+    def changed(self) -> tuple[Change, ...]:
+        """Those whose intervals lie apart, the largest change first."""
+        beyond = [change for change in self.common if change.beyond_intervals]
+        return tuple(sorted(beyond, key=lambda change: -abs(np.log(change.after / change.before))))
+
+    @property
+    def median_change(self) -> float | None:
+        """Median relative change of the common entries; None without any."""
+        return median(change.relative for change in self.common) if self.common else None
+
+    @property
+    def spearman(self) -> float | None:
+        """Whether both tables rank the common entries alike; None where that cannot be said."""
+        return rank_correlation([change.before for change in self.common], [change.after for change in self.common])
+
+
+def compare_tables(first: LatencyTable, second: LatencyTable, interval: Interval) -> TableDifference:
+    """Compares two tables entry by entry, of whatever spaces and environments.
+
+    Ratios are compared where both are to the same anchor, milliseconds elsewhere; these move with the clock.
+    """
+    unit = "ratio" if first.anchor.sha256 == second.anchor.sha256 else "ms"
+    before, after = ({row.workload: row for row in block_costs(table, interval)} for table in (first, second))
+    scales = [table.anchor_ms if unit == "ratio" else 1.0 for table in (first, second)]
+    common = tuple(Change(key, row.isolated_ms / scales[0], after[key].isolated_ms / scales[1],
+                          _lie_apart(row, after[key], scales)) for key, row in before.items() if key in after)
+    return TableDifference(unit, tuple(key for key in before if key not in after),
+                           tuple(key for key in after if key not in before), common)
+
+
+def _lie_apart(first: BlockCost, second: BlockCost, scales: Sequence[float]) -> bool | None:
+    ends = (first.isolated_lower_ms, first.isolated_upper_ms, second.isolated_lower_ms, second.isolated_upper_ms)
+    if None in ends:
+        return None
+    low, high, other_low, other_high = (end / scale for end, scale in zip(ends, np.repeat(scales, 2), strict=True)
+                                        if end is not None)
+    return bool(high < other_low or other_high < low)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's, equal values sharing their mean rank; None for fewer than three pairs or where all of a side are equal."""
+    if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
+        return None
+    ranks = []
+    for side in (first, second):
+        ordered = np.sort(np.asarray(side, np.float64))
+        ranks.append(np.searchsorted(ordered, side, "left") + np.searchsorted(ordered, side, "right"))
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def is_additive(held_out: HeldOut) -> bool | None:
+    """Whether the blocks' costs add up to those of networks that no fit has seen; None where too few were measured to say."""
+    if held_out.networks < 3:
+        return None
+    return held_out.mean_error <= ADDITIVE_MEAN_ERROR and held_out.spearman >= ADDITIVE_SPEARMAN
+
+
+def require_complete(table: LatencyTable, space: Space | None = None) -> None:
+    """Refuses a table that cannot predict every network of its space.
+
+    Args:
+        table: The table.
+        space: The space that it has to be of; its own when None.
+
+    Raises:
+        VerificationError: It is of another space, or lacks a block.
+    """
+    if space is not None and space.hash != table.search_space.hash:
+        asked = dict.fromkeys(part.workload for step in space.steps for edge in step.edges for part in edge.parts
+                              if not part.block.is_free)
+        known = sum(workload in table.entries for workload in asked)
+        raise VerificationError(
+            f"A table must be of the space that is asked for, but it is of {table.space!r} ({table.search_space.hash[:12]}), "
+            f"{space.name!r} is {space.hash[:12]}, and it has {known} of that one's {len(asked)} blocks: profile that space.")
+    missing = table.missing_workloads()
+    if missing:
+        raise VerificationError(
+            f"A table must have every block of its space, but {len(missing)} of {len(missing) + len(table.entries)} of "
+            f"{table.space!r} are missing, the first being {missing[0]}: complete it with "
+            f"'hwnas profile --device {table.environment.get('runtime')} --space ...'.")
+
+
+def table_warnings(table: LatencyTable, interval: Interval) -> list[str]:
+    """What a user of a whole table should know: one sentence each, the gravest first."""
+    warnings, held_out = [], table.held_out
+    imported = sum(entry.label == "imported" for entry in table.entries.values())
+    if imported:
+        warnings.append(f"{imported} entries were imported: neither their sessions nor their environment are known.")
+    if held_out.networks == 0:
+        warnings.append("No network has judged the table, so its interval is a guess and no promise can be made on it.")
+    elif held_out.networks < _ENOUGH_HELD_OUT:
+        warnings.append(f"Only {held_out.networks} networks judge the table; a 95 % interval needs {_ENOUGH_HELD_OUT}.")
+    if is_additive(held_out) is False:
+        warnings.append(
+            f"The blocks do not add up: mean error {100 * held_out.mean_error:.1f} % (at most {100 * ADDITIVE_MEAN_ERROR:.0f} %), "
+            f"rank correlation {held_out.spearman:.3f} (at least {ADDITIVE_SPEARMAN}) on networks that no fit has seen.")
+    noisy = [row for row in block_costs(table, interval) if row.label == "noisy"]
+    if noisy:
+        worst = max(noisy, key=lambda row: row.relative_ci or 0.0)
+        warnings.append(f"{len(noisy)} of {len(table.entries)} entries are noisy; the worst, {worst.workload}, is known to "
+                        f"± {100 * (worst.relative_ci or 0.0):.1f} %.")
+    return warnings

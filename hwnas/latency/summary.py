@@ -1,0 +1,152 @@
+"""What a table says, in rows: its blocks with their costs, its networks beside their predictions, its layers with their options.
+
+Everything follows from the table's own predictions, so it holds whatever its calibration is made of.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hwnas.ir.block import Part
+from hwnas.ir.steps import Edge, Step
+from hwnas.latency.table import EntryRecord, LatencyTable
+
+Interval = Callable[[EntryRecord], tuple[float, float] | None]
+"""The 95 % interval of an entry's ratio, None where it is unknown; the statistics of sessions belong to profiling, above."""
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One entry of a table.
+
+    Attributes:
+        block: Signature.
+        input_shape: As text, `24x56x56`.
+        ratio: To the anchor, timed alone.
+        isolated_ms: The same in milliseconds.
+        isolated_lower_ms: Lower end of its 95 % interval over sessions; None where that is unknown.
+        isolated_upper_ms: Upper end.
+        latency_ms: What it adds to a network, after calibration; None for a block that the space does not have.
+        label: `ok`, `noisy` or `imported`.
+        sessions: How many fresh sessions measured it; 0 for an imported one.
+    """
+
+    block: str
+    input_shape: str
+    ratio: float
+    isolated_ms: float
+    isolated_lower_ms: float | None
+    isolated_upper_ms: float | None
+    latency_ms: float | None
+    label: str
+    sessions: int
+
+    @property
+    def workload(self) -> str:
+        return f"{self.block} @ {self.input_shape}"
+
+    @property
+    def relative_ci(self) -> float | None:
+        """Half-width of the interval as a share of the ratio; None where it is unknown."""
+        if self.isolated_lower_ms is None or self.isolated_upper_ms is None:
+            return None
+        return (self.isolated_upper_ms - self.isolated_lower_ms) / (2 * self.isolated_ms)
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """A whole network that was measured, beside what the table predicts for it.
+
+    Attributes:
+        role: `fit`, `held_out` or `exported`.
+        predicted_ms: By the table as it is.
+        measured_ms: Median over sessions.
+    """
+
+    role: Literal["fit", "held_out", "exported"]
+    predicted_ms: float
+    measured_ms: float
+
+    @property
+    def error(self) -> float:
+        """Measured over predicted, less one: positive for a network slower than was predicted."""
+        return self.measured_ms / self.predicted_ms - 1
+
+
+@dataclass(frozen=True)
+class OptionCost:
+    """One option of a layer: what it adds to a network, from its cheapest to its dearest input."""
+
+    name: str
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer: what each of its measured options adds to a network.
+
+    Attributes:
+        name: The layer's.
+        is_decision: False for a fixed layer, which has one option.
+        options: In their order, without those that the table lacks.
+    """
+
+    name: str
+    is_decision: bool
+    options: tuple[OptionCost, ...]
+
+    @property
+    def mean_ms(self) -> float:
+        """Over the options, each at the middle of its range."""
+        return sum(option.low_ms + option.high_ms for option in self.options) / (2 * max(len(self.options), 1))
+
+
+def measured_parts(table: LatencyTable) -> dict[str, Part]:
+    """Every distinct block of the table's space that takes time, by workload, in the space's order."""
+    return {part.workload: part for step in table.search_space.steps for edge in step.edges for part in edge.parts
+            if not part.block.is_free}
+
+
+def block_costs(table: LatencyTable, interval: Interval) -> list[BlockCost]:
+    """One row for every entry, in the table's order."""
+    parts, anchor_ms = measured_parts(table), table.anchor_ms
+    rows = []
+    for workload, entry in table.entries.items():
+        block, _, shape = workload.rpartition(" @ ")
+        low, high = interval(entry) or (None, None)
+        rows.append(BlockCost(
+            block, shape, entry.ratio, entry.ratio * anchor_ms, None if low is None else low * anchor_ms,
+            None if high is None else high * anchor_ms,
+            table.edge_cost(Edge(0, 0, 0, (parts[workload],))) if workload in parts else None, entry.label,
+            0 if entry.label == "imported" else len(entry.sessions)))
+    return rows
+
+
+def measured_networks(table: LatencyTable) -> list[MeasuredNetwork]:
+    """Every whole network of a table, in its order."""
+    predictions = table.predict_many([table.search_space.architecture(record.choices) for record in table.networks])
+    return [MeasuredNetwork(record.role, prediction.latency_ms, record.ratio * table.anchor_ms)
+            for record, prediction in zip(table.networks, predictions, strict=True)]
+
+
+def held_out_document(table: LatencyTable) -> dict[str, Any]:
+    """The error on networks that no fit has seen: what the table stores of it, and the shares within 2, 5 and 10 %."""
+    errors = [abs(network.error) for network in measured_networks(table) if network.role == "held_out"]
+    return vars(table.held_out) | {
+        f"within_{percent}_percent": sum(error <= percent / 100 for error in errors) / max(len(errors), 1)
+        for percent in (2, 5, 10)}
+
+
+def layer_costs(table: LatencyTable) -> list[LayerCost]:
+    """Every layer from input to output, with what its options cost; of a space of cells, every decision."""
+    return [_layer_cost(table, step) for step in table.search_space.steps]
+
+
+def _layer_cost(table: LatencyTable, step: Step) -> LayerCost:
+    costs: dict[int, list[float]] = {}
+    for edge in step.edges:
+        if all(part.block.is_free or part.workload in table.entries for part in edge.parts):
+            costs.setdefault(edge.option, []).append(table.edge_cost(edge))
+    options = tuple(OptionCost(step.options[option], min(found), max(found)) for option, found in sorted(costs.items()))
+    return LayerCost(step.name, step.is_decision, options)
