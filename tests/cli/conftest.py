@@ -31,7 +31,8 @@ layers:
   - {name: only, options: {k1: {kind: conv, out_channels: 4, kernel: 1}, k3: {kind: conv, out_channels: 4}}}
 """
 # In a moment; how good the table is does not matter here.
-QUICK = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=2, held_out_networks=2, timing=TimingPlan(
+QUICK = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=2, fit_sessions=1, held_out_networks=2, held_out_sessions=1,
+                    timing=TimingPlan(
     sample_ms=0.2, min_pairs=6, max_pairs=6, max_seconds=0.1, warmup_pairs=2, max_warmup_seconds=0.01))
 
 

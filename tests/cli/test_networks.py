@@ -137,5 +137,5 @@ def test_what_is_not_installed_exits_with_5(tiny, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert "pip install openvino" in refused(hwnas("networks", "--device", "openvino-cpu"), 5)
     monkeypatch.setitem(sys.modules, "plotly", None)
-    assert "pip install plotly" in refused(hwnas("networks", "--device", DEVICE, "--plot", "ranking.html"), 5)
+    assert "pip install 'hwnas[report]'" in refused(hwnas("networks", "--device", DEVICE, "--plot", "ranking.html"), 5)
     assert not list(tmp_path.iterdir())

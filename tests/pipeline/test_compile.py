@@ -48,7 +48,8 @@ CONFIG = {
     "export": {"sessions": 1, "rounds": 2},
 }
 BLOCKS = 5
-QUICK = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=2, held_out_networks=2, timing=TimingPlan(
+QUICK = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=2, fit_sessions=1, held_out_networks=2, held_out_sessions=1,
+                    timing=TimingPlan(
     sample_ms=0.1, min_pairs=6, max_pairs=6, max_seconds=0.1, max_warmup_seconds=0.01))
 
 

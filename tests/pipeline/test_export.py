@@ -2,14 +2,22 @@
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 from hwnas.data import load_dataset
 from hwnas.errors import InputError
 from hwnas.export.parity import run_model
 from hwnas.export.verify import verify_artifact
+from hwnas.ir.blocks import Head, Resolution, Stem
+from hwnas.ir.network import build_network
+from hwnas.ir.shape import TensorShape
+from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.pipeline.export import export_from_supernet, golden_images, preprocessing
 from hwnas.pipeline.export import test_accuracy as accuracy_on_test
-from hwnas.supernet.train import load_supernet
+from hwnas.supernet.config import TrainConfig
+from hwnas.supernet.supernet import extract
+from hwnas.supernet.train import load_supernet, train_supernet
 from tests.pipeline.samples import DATA, all_networks, make_space
 
 
@@ -41,8 +49,8 @@ def test_the_manifest_says_how_to_feed_it(exported, dataset, space):
     assert verify_artifact(exported.directory).extra_files == ()
 
 
-def test_golden_images_are_the_first_of_the_test_set(exported, dataset):
-    images, labels = golden_images(dataset, 8)
+def test_golden_images_are_the_first_of_the_test_set(exported, dataset, space):
+    images, labels = golden_images(dataset, space.network(all_networks(space)[7]), 8)
     with np.load(exported.directory / "golden.npz", allow_pickle=False) as golden:
         assert np.array_equal(golden["images"], images)
     assert images.dtype == np.float32 and np.array_equal(labels, dataset.test.labels[:8])
@@ -50,7 +58,28 @@ def test_golden_images_are_the_first_of_the_test_set(exported, dataset):
 
 def test_colours_are_named():
     colour = load_dataset("glyphs?size=16&train=20&validation=10&test=10&classes=4")
-    assert preprocessing(colour)["channels"] == "RGB"
+    network = build_network((3, 16, 16), [("head", Head(4))])
+    assert preprocessing(colour, network)["channels"] == "RGB"
+
+
+def test_a_searched_resolution_is_what_the_artefact_takes(tmp_path):
+    """Trained on larger images, scored and exported at the resolution of the path, with the accuracy that ONNX Runtime has."""
+    data = "glyphs?size=16&train=64&validation=36&test=36&classes=4&channels=1"
+    space = SearchSpace("elastic", TensorShape(1, 16, 16), (
+        Decision("resolution", {"r12": Resolution(12), "r16": Resolution(16)}), Fixed("stem", Stem(4)), Fixed("head", Head(4))))
+    dataset = load_dataset(data)
+    train_supernet(space, dataset, tmp_path / "supernet", TrainConfig(epochs=1, batch_size=32))
+    small = space.architecture({"resolution": "r12"})
+    supernet, _ = load_supernet(tmp_path / "supernet")
+    images = dataset.normalise(dataset.test.images)
+    artifact = export_from_supernet(tmp_path / "supernet", small, tmp_path / "artefact", dataset=dataset)
+    assert artifact.manifest.input_shape == (1, 1, 12, 12) and artifact.manifest.preprocessing.size == (12, 12)
+    resized = functional.interpolate(torch.from_numpy(images), (12, 12), mode="bilinear", align_corners=False).numpy()
+    logits = run_model((artifact.directory / "model.onnx").read_bytes(), resized)
+    assert artifact.manifest.accuracy == pytest.approx((logits.argmax(1) == dataset.test.labels).mean(), abs=0.03)
+    with torch.inference_mode():  # the supernet resizes by itself
+        expected = extract(supernet, small).eval()(torch.from_numpy(resized))
+        assert torch.allclose(supernet.eval()(torch.from_numpy(images), small), expected, atol=1e-5)
 
 
 def test_other_data_and_other_spaces_are_refused(supernet_dir, dataset, space, tmp_path):

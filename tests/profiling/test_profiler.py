@@ -34,7 +34,8 @@ from hwnas.runtimes import RuntimeConfig, load_runtime
 ROOT = Path(__file__).parents[2]
 RUNTIME, CONFIG = load_runtime("onnxruntime-cpu"), RuntimeConfig()
 TIMING = TimingPlan(sample_ms=0.05, min_pairs=3, max_pairs=3, max_seconds=0.05, warmup_pairs=1, max_warmup_seconds=0.001)
-PLAN = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=3, held_out_networks=2, timing=TIMING)
+PLAN = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=3, fit_sessions=None, held_out_networks=2, held_out_sessions=None,
+                   timing=TIMING)
 BLOCKS = 6  # distinct ones of `make_space`, its identity left out
 NETWORKS = 5  # of PLAN
 
@@ -206,6 +207,17 @@ def test_a_plan_that_cannot_be_is_refused():
             ProfilePlan(**wrong)
 
 
+def test_networks_have_sessions_of_their_own(tmp_path):
+    """Two of every network that calibrates, three of every one that judges, one of a block."""
+    plan = replace(PLAN, fit_sessions=2, held_out_sessions=3)
+    table, told = profile(tmp_path / "table.json", plan=plan)
+    assert {record.role: len(record.sessions) for record in table.networks} == {"fit": 2, "held_out": 3}
+    assert {len(entry.sessions) for entry in table.entries.values()} == {1}
+    assert told[-1][:2] == (BLOCKS + 3 * 2 + 2 * 3,) * 2
+    with pytest.raises(InputError, match="fit_sessions"):
+        replace(PLAN, fit_sessions=0)
+
+
 def test_the_default_path_names_device_runtime_and_space():
     device, runtime, file = default_table_path(RUNTIME, RuntimeConfig(2), SPACE).parts[1:]
     assert (runtime, file) == ("onnxruntime-cpu-fp32-2t", "small.json")
@@ -257,7 +269,7 @@ def test_options_of_equal_macs_spread_too():
 
 # Going on after an interruption
 
-KILLED = ProfilePlan(min_sessions=2, max_sessions=2, fit_networks=3, held_out_networks=2, timing=TIMING)
+KILLED = replace(PLAN, min_sessions=2, max_sessions=2)
 
 
 @pytest.mark.parametrize("lines", [1, 2, 8, 13])
@@ -558,7 +570,7 @@ def test_exported_networks_stay_while_a_table_improves(finished, tmp_path):
 def test_only_what_is_noisy_gets_more_sessions(tmp_path):
     """Two workloads whose sessions disagree by more than any later one can mend, in a journal of three rounds."""
     path = tmp_path / "table.json"
-    plan = ProfilePlan(min_sessions=3, max_sessions=5, fit_networks=3, held_out_networks=2, timing=TIMING)
+    plan = replace(PLAN, min_sessions=3, max_sessions=5)
     journal = start_journal(path, plan)
     keys = [workload.key for workload in plan_workloads(SPACE, plan, 1, 0)]
     noisy = {keys[2], keys[-1]}
