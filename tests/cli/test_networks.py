@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -139,3 +140,30 @@ def test_what_is_not_installed_exits_with_5(tiny, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "plotly", None)
     assert "pip install 'hwnas[report]'" in refused(hwnas("networks", "--device", DEVICE, "--plot", "ranking.html"), 5)
     assert not list(tmp_path.iterdir())
+
+
+# Elsewhere
+
+TABLE = Path(__file__).parents[2] / "latency_tables/amd-epyc/onnxruntime-cpu-fp32-1t/spos.json"
+
+
+def test_a_network_is_predicted_from_the_table_of_its_space():
+    (row,) = hwnas("predict", "--table", TABLE, "--network", "spos-block-search", "--json").json
+    assert 0 < row["lower_ms"] < row["latency_ms"] < row["upper_ms"]
+    assert row["architecture"]["choices"]["stage1_1"] == "shuffle_7x7"  # id 2, the released vector's first
+    said = refused(hwnas("predict", "--table", TABLE, "--network", "mobilenet-v2-1.0"))
+    assert "'mobilenet-v2-1.0' is of no search space" in said and "hwnas networks --device" in said
+    said = refused(hwnas("predict", "--table", TABLE, "--network", "fbnet-b-paper"))
+    assert "'fbnet-b-paper' is a path of space 'fbnet'" in said
+    assert "--random N" in refused(hwnas("predict", "--table", TABLE, "--network", "spos-block-search", "--random", 2))
+
+
+def test_a_network_is_exported_with_random_weights(tmp_path):
+    done = hwnas("export", "--network", "shufflenet-v2-0.5", "--output", tmp_path / "artefact", "--json")
+    assert done.code == 0, done.err
+    manifest = done.json
+    assert (manifest["macs"], manifest["name"]) == (40_476_448, "shufflenet-v2-0.5")
+    assert hwnas("verify", tmp_path / "artefact").code == 0
+    other = ("--output", tmp_path / "other")
+    assert "did you mean shufflenet-v2-0.5" in refused(hwnas("export", "--network", "shufflenet-v2-0.4", *other))
+    assert "--network NAME" in refused(hwnas("export", "--network", "shufflenet-v2-0.5", "--space", "spos", *other))
