@@ -642,7 +642,7 @@ def chosen_pairs(kind: str, states: range, operations: Sequence[str], pairs: Cal
 
 
 def choices_of_pairs(genotypes: Mapping[str, Genotype]) -> dict[str, str]:
-    """What `chosen_pairs` calls the choices that make these cells, by kind; the terms in the order of their sources.
+    """What `chosen_pairs` calls the choices that make these cells, by kind.
 
     Raises:
         InputError: A state does not sum two operations.
@@ -652,7 +652,7 @@ def choices_of_pairs(genotypes: Mapping[str, Genotype]) -> dict[str, str]:
         for state, terms in enumerate(genotype.nodes, INPUTS):
             if len(terms) != 2:
                 raise InputError(f"Every state must sum two operations, but state {state} of cell {kind!r} sums {len(terms)}.")
-            (first, one), (second, other) = sorted(terms, key=lambda term: term[1])
+            (first, one), (second, other) = terms
             name = f"{kind}_{state}"
             choices |= {f"{name}_inputs": f"{one}-{other}", f"{name}_first": first, f"{name}_second": second}
     return choices

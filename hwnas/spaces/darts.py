@@ -81,13 +81,14 @@ def architecture_of(space: CellSpace, genotypes: Mapping[str, Genotype]) -> Arch
         InputError: Cells that are not of the space: not four states, each the sum of two of its operations on two different
             states, all concatenated.
     """
+    ordered = {kind: Genotype(tuple(tuple(sorted(node, key=lambda term: term[1])) for node in genotype.nodes), genotype.concat)
+               for kind, genotype in genotypes.items()}
     known = {decision.name for decision in space.decisions}  # the first state's inputs are no decision
-    architecture = space.architecture({name: option for name, option in choices_of_pairs(genotypes).items() if name in known})
+    architecture = space.architecture({name: option for name, option in choices_of_pairs(ordered).items() if name in known})
     for kind, made in space.genotypes(architecture).items():
-        wanted = genotypes[kind]
-        if made.concat != wanted.concat or [sorted(node) for node in made.nodes] != [sorted(node) for node in wanted.nodes]:
+        if made != ordered[kind]:
             raise InputError(f"A cell of {space.name!r} sums two operations on two different states in each of {STATES} states "
-                             f"and concatenates these, but {kind!r} is {wanted.to_dict()}.")
+                             f"and concatenates these, but {kind!r} is {genotypes[kind].to_dict()}.")
     return architecture
 
 

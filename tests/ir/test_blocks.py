@@ -14,12 +14,27 @@ from hwnas.ir.blocks import (
     Head,
     Identity,
     MBConv,
+    Resolution,
     SeparableConv,
+    Sequence,
     ShuffleUnit,
     Stem,
     block_from_dict,
 )
+from hwnas.ir.cell_operations import (
+    CellHead,
+    DilatedOperation,
+    FactorizedConvolution,
+    FactorizedReduction,
+    PoolOperation,
+    PreactivatedConv,
+    SeparableOperation,
+    UnpaddedStem,
+)
+from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer
 from hwnas.ir.network import Network, build_network
+from hwnas.ir.quantized import HalfPrecision, Quantized
+from hwnas.ir.residual_blocks import BasicBlock, Bottleneck
 from hwnas.ir.shape import TensorShape
 
 # Single Path One-Shot (arXiv 1904.00420), the authors' released space: output width, blocks, resolution of the input.
@@ -165,7 +180,13 @@ def test_values_that_no_block_can_have_are_refused(make, words: list[str]) -> No
 
 
 EXAMPLES = [Identity(), ConvBlock(8, 5, 2, 2, None), Stem(8, pool=True), Head(10, 32, "silu", 0.5, False), SeparableConv(8),
-            MBConv(24, 5, 2.5, 2, 0.25, "hardswish", True), ShuffleUnit(64, 7, 2, 19, True, "relu6")]
+            MBConv(24, 5, 2.5, 2, 0.25, "hardswish", True), ShuffleUnit(64, 7, 2, 19, True, "relu6"),
+            Resolution(24), Sequence((ConvBlock(8), Sequence((MBConv(8),)), Quantized(ConvBlock(4), 2, 4))),
+            SeparableOperation(8, 5, 2, 3), DilatedOperation(8, 5, 2), PoolOperation("avg", 5, 2, 8, True),
+            PoolOperation("max"), FactorizedConvolution(8, 3, 2), PreactivatedConv(8, 3, 2, 2), FactorizedReduction(8),
+            UnpaddedStem(8, 5, 1), CellHead(10, 0.5, None), BasicBlock(8, 5, 2, "relu6"), Bottleneck(12, 5, 2, 2, "silu"),
+            FBNetBlock(8, 5, 3, 2, 2, False, None), MnasNetLayer(8, "conv", 5, 2, 0.25, "pool", "relu6"),
+            Quantized(MBConv(8, se_ratio=0.25), 4, 2, False, True), HalfPrecision(Sequence((ConvBlock(8),)), "bf16")]
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.kind)

@@ -1,6 +1,9 @@
 """Spaces by name, from Python and from YAML: what is accepted, and one sentence for what is not."""
 
+import json
+
 import pytest
+import yaml
 
 from hwnas.errors import InputError
 from hwnas.ir.trellis import Trellis
@@ -102,3 +105,60 @@ def test_a_yaml_bomb_is_refused_or_small(tmp_path):
     (tmp_path / "bomb.yaml").write_text("name: x\ninput_shape: [3, 8, 8]\nlayers:\n  - {name: a, repeat: 100000000, block: {}}\n")
     with pytest.raises(InputError, match="repeat"):
         load_space(f"{tmp_path}/bomb.yaml")
+
+
+CELLS = """
+from hwnas.ir.cells import Cell, CellDecision, CellKind, CellSpace, Pick, Skeleton
+from hwnas.ir.blocks import ConvBlock, Identity
+from hwnas.ir.cell_operations import CellHead, FactorizedReduction, SeparableOperation
+
+operations = {"skip": (Identity(), FactorizedReduction(2)), "conv": (SeparableOperation(1, 3), SeparableOperation(1, 3, 2))}
+cells = (Cell("one", "cell", 4), Cell("two", "cell", 8, 2))
+skeleton = Skeleton((3, 16, 16), (ConvBlock(4),), cells, CellHead(10), operations)
+decisions = [CellDecision(f"state{state}", state, {
+    f"{name}{source}": Pick(((name, source), ("conv", 0))) for name in operations for source in range(state)})
+    for state in (2, 3)]
+
+def build(concat=None):
+    return CellSpace("mine", skeleton, {"cell": CellKind(decisions, concat)}, "Of my own.")
+
+space = build((2, 3))
+late = lambda: build((2, 4))
+"""
+
+
+def test_a_space_of_cells_loads_from_python_json_and_yaml(tmp_path):
+    (tmp_path / "mine.py").write_text(CELLS)
+    space = load_space(f"{tmp_path}/mine.py:space")
+    assert space.size == 4 * 6 and space.name == "mine"
+    assert load_space(f"{tmp_path}/mine.py:build").hash != space.hash  # another output, and 24 networks as well
+    (tmp_path / "mine.json").write_text(json.dumps(space.to_dict()))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(space.to_dict()))
+    for name in ("mine.json", "mine.yaml"):
+        again = load_space(f"{tmp_path}/{name}")
+        assert again == space and again.hash == space.hash and again.description == "Of my own."
+        for one in Trellis(space).sample(5):  # whatever order a file has its options in
+            assert again.network(again.check(one)) == space.network(one)
+
+
+def test_bad_spaces_of_cells_are_one_sentence(tmp_path):
+    (tmp_path / "mine.py").write_text(CELLS)
+    document = load_space(f"{tmp_path}/mine.py:space").to_dict()
+    (tmp_path / "half.json").write_text(json.dumps(document)[:200])
+    (tmp_path / "without.json").write_text(json.dumps({key: value for key, value in document.items() if key != "skeleton"}))
+    (tmp_path / "unknown.json").write_text(json.dumps(document).replace('"conv", 1', '"cnov", 1'))
+    (tmp_path / "wide.json").write_text(json.dumps(document).replace('"identity"', '"cell_head", "classes": 4'))
+    for reference, words in (("mine.py:late", r"0 to 3, but \(2, 4\)"), ("half.json", "half.json"),
+                             ("without.json", "'skeleton'"),
+                             ("unknown.json", "decision 'state2', option 'conv1', in 'one', must name one of skip, conv"),
+                             ("wide.json", "option 'skip0', in 'one', must make 4x16x16 of 4x16x16, .* makes 4x1x1")):
+        with pytest.raises(InputError, match=words) as caught:
+            load_space(f"{tmp_path}/{reference}")
+        assert "\n" not in str(caught.value)
+
+
+def test_precisions_are_for_layers_alone(tmp_path):
+    (tmp_path / "mine.py").write_text(CELLS)
+    for reference in ("darts-cpu+int8", f"{tmp_path}/mine.py:space+int8+fp32"):
+        with pytest.raises(InputError, match="one of cells"):
+            load_space(reference)

@@ -1,14 +1,21 @@
-"""NASNet-A: published counts, shapes, wiring as others transcribed it, and equal numbers in both lowerings."""
+"""NASNet-A: published counts, shapes, wiring as others transcribed it, equal numbers in both lowerings; and its space."""
+
+import dataclasses
+import math
 
 import pytest
 
 from hwnas.errors import InputError
 from hwnas.ir.block import block_network
+from hwnas.ir.cells import choices_of_pairs
+from hwnas.ir.costs import MacsCost
 from hwnas.ir.network import Network
-from hwnas.spaces.nasnet import NETWORKS, NORMAL, OPERATIONS, REDUCTION, build_nasnet_a, operation
+from hwnas.ir.trellis import Trellis
+from hwnas.spaces.nasnet import NETWORKS, NORMAL, OPERATIONS, REDUCTION, build_nasnet, build_nasnet_a, operation
 from tests.lower.test_parity import assert_parity
 
 MOBILE, LARGE = (network.network for network in NETWORKS)
+SPACE = build_nasnet()
 
 
 def shape_of(network: Network, name: str) -> tuple[int, ...]:
@@ -86,3 +93,33 @@ def test_there_are_thirteen_operations_and_no_other() -> None:
     assert len(OPERATIONS) == len({operation(name, 6).signature for name in OPERATIONS}) == 13
     with pytest.raises(InputError, match=r"separable_7x7, but got 'separable_9x9'"):
         operation("separable_9x9", 6)
+
+
+def test_size_is_any_two_states_and_operations_for_every_state_of_both_cells() -> None:
+    cell = math.prod(states**2 * 13**2 for states in range(2, 7))
+    assert SPACE.size == cell**2 == 5_107_366_597_713_630_212_832_188_866_560_000
+
+
+def test_nasnet_a_as_choices_lacks_what_its_published_output_keeps_of_states_that_are_read() -> None:
+    """The space passes on the states that nothing reads. NASNet-A's figure has two more: its input before, and state 3."""
+    architecture = SPACE.architecture(choices_of_pairs({"normal": NORMAL, "reduction": REDUCTION}))
+    cells = SPACE.genotypes(architecture)
+    assert (cells["normal"].concat, NORMAL.concat) == ((2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6))
+    assert (cells["reduction"].concat, REDUCTION.concat) == ((4, 5, 6), (3, 4, 5, 6))
+    assert (cells["normal"].nodes, cells["reduction"].nodes) == (NORMAL.nodes, REDUCTION.nodes)
+    network = SPACE.network(architecture)
+    assert network.macs == Trellis(SPACE, MacsCost()).cost(architecture) < MOBILE.macs
+    kept = {"normal": dataclasses.replace(cells["normal"], concat=NORMAL.concat),
+            "reduction": dataclasses.replace(cells["reduction"], concat=REDUCTION.concat)}
+    assert SPACE.skeleton.network(kept) == MOBILE  # nothing else differs
+
+
+def test_the_width_of_a_networks_output_is_the_number_of_its_loose_ends() -> None:
+    """All five states in a row leave one end; five that read the inputs alone leave five."""
+    names = {f"{kind}_{state}_{side}": "identity" for kind in ("normal", "reduction") for state in range(2, 7)
+             for side in ("first", "second")}
+    for chain, ends in ((True, 1), (False, 5)):
+        inputs = {f"{kind}_{state}_inputs": f"{state - 1}-0" if chain else "0-1" for kind in ("normal", "reduction")
+                  for state in range(2, 7)}
+        network = SPACE.network(SPACE.architecture(names | inputs))
+        assert shape_of(network, "head/act") == (ends * 176, 7, 7)

@@ -1,11 +1,16 @@
-"""PNASNet-5: published counts, shapes, wiring, and equal numbers in both lowerings."""
+"""PNASNet-5: published counts, shapes, wiring, equal numbers in both lowerings; and its space."""
+
+import math
 
 import pytest
 
 from hwnas.errors import InputError
 from hwnas.ir.block import block_network
+from hwnas.ir.cells import choices_of_pairs
+from hwnas.ir.costs import MacsCost, ParametersCost
 from hwnas.ir.network import Network
-from hwnas.spaces.pnasnet import NETWORKS, OPERATIONS, build_pnasnet5, operation
+from hwnas.ir.trellis import Trellis
+from hwnas.spaces.pnasnet import CELL, NETWORKS, OPERATIONS, build_pnasnet, build_pnasnet5, operation
 from tests.lower.test_parity import assert_parity
 
 MOBILE, LARGE = (network.network for network in NETWORKS)
@@ -62,3 +67,18 @@ def test_there_are_eight_operations_and_no_other() -> None:
     assert block_network(operation("dilated_3x3", 6, 2), (9, 13, 13)).output_shape == (6, 7, 7)
     with pytest.raises(InputError, match=r"dilated_3x3, but got 'conv_3x3'"):
         operation("conv_3x3", 6)
+
+
+def test_size_is_any_two_states_and_operations_for_every_state() -> None:
+    space = build_pnasnet()
+    assert space.size == math.prod(states**2 * 8**2 for states in range(2, 7)) == 556_627_761_561_600
+    assert f"{space.size:.1e}" == "5.6e+14"  # as the paper prints it
+
+
+def test_pnasnet_5_is_a_path_of_the_space() -> None:
+    space = build_pnasnet()
+    architecture = space.architecture(choices_of_pairs({"cell": CELL}))
+    assert space.genotypes(architecture) == {"cell": CELL}
+    assert space.network(architecture) == MOBILE
+    assert Trellis(space, MacsCost()).cost(architecture) == MOBILE.macs == 587_293_200
+    assert Trellis(space, ParametersCost()).cost(architecture) == MOBILE.parameters
