@@ -7,6 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -20,16 +22,29 @@ from hwnas.cli.predict import predict_command
 from hwnas.cli.profile import profile_command
 from hwnas.cli.search import search_command
 from hwnas.cli.spaces import spaces_command
+from hwnas.cli.table import (
+    table_check_command,
+    table_diff_command,
+    table_export_command,
+    table_import_command,
+    table_show_command,
+)
 from hwnas.cli.train import train_command
 from hwnas.cli.verify import verify_command
 from hwnas.errors import HwnasError
 
-# In the order in which a newcomer needs them; a verb's help is its module's docstring.
+# In the order in which a newcomer needs them. A verb's help is its module's docstring; where one has several words, the docstring
+# is that of the group, and the verb's own is its function's.
 VERBS: dict[str, Callable[..., None]] = {
     "devices": devices_command,
     "spaces": spaces_command,
     "networks": networks_command,
     "profile": profile_command,
+    "table show": table_show_command,
+    "table diff": table_diff_command,
+    "table check": table_check_command,
+    "table export": table_export_command,
+    "table import": table_import_command,
     "predict": predict_command,
     "feasible": feasible_command,
     "train": train_command,
@@ -47,16 +62,34 @@ RESUMABLE = {"networks", "profile", "train", "search", "compile"}
 EXTRAS = {"torch": "train", "safetensors": "train", "PIL": "train", "matplotlib": "train", "sklearn": "train",
           "onnxruntime": "onnxruntime", "openvino": "openvino", "plotly": "report"}
 
-app = typer.Typer(name="hwnas", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode=None, help="Compile a search space into the best network a device runs within a budget.")
+
+def _typer(help: str | None) -> typer.Typer:
+    return typer.Typer(name="hwnas", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                       rich_markup_mode=None, help=help)
+
+
+app = _typer("Compile a search space into the best network a device runs within a budget.")
+_groups: dict[str, typer.Typer] = {"": app}
 for _verb, _command in VERBS.items():
+    _group, _, _name = _verb.rpartition(" ")
     _help = sys.modules[_command.__module__].__doc__
-    app.command(_verb, help=_help, short_help=_help)(_command)
+    if _group not in _groups:
+        _groups[_group] = _typer(_help)
+        app.add_typer(_groups[_group], name=_group, short_help=_help)
+    _help = _command.__doc__ if _group else _help
+    _groups[_group].command(_name, help=_help, short_help=_help)(_command)
 
 
 @app.callback()
-def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
-    pass  # read from the arguments by `run`, which sees errors of parsing too
+def _options(
+    load: Annotated[list[Path] | None, typer.Option(help="Python file with blocks of your own, run first; repeatable.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:  # --debug is read by `run`, which sees errors of parsing too
+    if load:
+        from hwnas.spaces.load import run_file
+
+        for path in load:
+            run_file(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

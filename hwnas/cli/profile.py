@@ -16,6 +16,9 @@ def profile_command(
     precision: Annotated[str, typer.Option(help="What the runtime computes in.")] = "fp32",
     batch_size: Annotated[int, typer.Option(help="Images a call.", min=1, max=4096)] = 1,
     max_minutes: Annotated[float, typer.Option(help="Stop measuring after this long.", min=0.0)] = 30.0,
+    fit_networks: Annotated[int, typer.Option(help="Whole networks that calibrate the blocks.", min=0)] = 48,
+    held_out_networks: Annotated[int, typer.Option(help="Whole networks that judge the table; 19 or more for an interval.",
+                                                   min=0)] = 24,
     seed: Annotated[int, typer.Option(help="Chooses the whole networks that calibrate and judge.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what is there and measure again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -28,9 +31,10 @@ def profile_command(
     runtime, config, loaded = load_runtime(device), RuntimeConfig(threads, precision), load_space(space)
     path = output or default_table_path(runtime, config, loaded)
     say(f"Profiling {loaded.name} on {device}, {threads} thread(s), {precision}, into {path}; an interrupted run continues.")
+    plan = ProfilePlan(max_minutes=max_minutes, fit_networks=fit_networks, held_out_networks=held_out_networks)
     with progress_bar("profile") as bar:
-        table = profile_space(loaded, runtime, config, path, batch_size=batch_size, plan=ProfilePlan(max_minutes=max_minutes),
-                              seed=seed, restart=restart, progress=bar)
+        table = profile_space(loaded, runtime, config, path, batch_size=batch_size, plan=plan, seed=seed, restart=restart,
+                              progress=bar)
     noisy = sum(entry.label == "noisy" for entry in table.entries.values())
     missing = table.missing_workloads()
     if missing or not table.networks:

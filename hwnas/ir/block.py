@@ -7,7 +7,7 @@ different widths.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from hwnas.errors import InputError
@@ -23,6 +23,8 @@ class Block:
     kind: ClassVar[str] = ""
     is_free: ClassVar[bool] = False
     """Takes no time on a device: nothing to measure."""
+    is_outermost: ClassVar[bool] = False
+    """Stands for a layer of its own, never inside of another block."""
 
     def __post_init__(self) -> None:
         """Refuses values that no block of this kind can have.
@@ -30,7 +32,7 @@ class Block:
         Raises:
             InputError: Naming the kind, the field and the value.
         """
-        hints = get_type_hints(type(self))
+        hints = _type_hints(type(self))  # type: ignore[arg-type]  # a class hashes as an object does
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             types = get_args(hints[field.name]) or (hints[field.name],)
@@ -149,6 +151,22 @@ def squeeze_excite(net: NetworkBuilder, x: Value, reduced_channels: int) -> Valu
     gate = net.add("se_expand", Conv(x.channels, bias=True), gate)
     gate = net.add("se_gate", Activation("sigmoid"), gate)
     return net.add("se_scale", Multiply(), x, gate)
+
+
+def check_inner(outer: Block, *blocks: Block) -> None:
+    """Refuses blocks that cannot be part of another.
+
+    Raises:
+        InputError: Naming both kinds.
+    """
+    for block in blocks:
+        if block.is_outermost:
+            raise InputError(f"{outer.kind}: a {block.kind} is a layer of its own, so it cannot be part of another block")
+
+
+@cache
+def _type_hints(block: type) -> dict[str, Any]:
+    return get_type_hints(block)  # slow, and asked for every block that is made
 
 
 def _type_names(types: tuple[Any, ...]) -> str:

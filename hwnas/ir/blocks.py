@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from hwnas.errors import InputError
-from hwnas.ir.block import Block, Part, conv_bn_act, squeeze_excite
+from hwnas.ir.block import Block, Part, check_inner, conv_bn_act, squeeze_excite
 from hwnas.ir.cell_operations import (
     CellHead,
     DilatedOperation,
@@ -20,7 +20,7 @@ from hwnas.ir.cell_operations import (
     UnpaddedStem,
 )
 from hwnas.ir.layers import Add, ChannelShuffle, ChannelSlice, Concat, Dropout, GlobalAveragePool, Linear, Pool, Resize
-from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer
+from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer, PooledHead
 from hwnas.ir.network import INPUT, NetworkBuilder, Value
 from hwnas.ir.quantized import HalfPrecision, Quantized
 from hwnas.ir.residual_blocks import BasicBlock, Bottleneck
@@ -47,6 +47,7 @@ class Resolution(Block):
 
     kind = "resolution"
     is_free = True
+    is_outermost = True
     size: int
 
     def build(self, net: NetworkBuilder, x: Value) -> Value:
@@ -63,9 +64,11 @@ class Sequence(Block):
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(self.blocks))
-        if not self.blocks or not all(isinstance(block, Block) for block in self.blocks):
+        blocks = tuple(self.blocks) if isinstance(self.blocks, list | tuple) else ()
+        if not blocks or not all(isinstance(block, Block) for block in blocks):
             raise InputError(f"{self.kind}: blocks must be one block or more, but are {self.blocks!r}")
+        check_inner(self, *blocks)
+        object.__setattr__(self, "blocks", blocks)
 
     def build(self, net: NetworkBuilder, x: Value) -> Value:
         for number, block in enumerate(self.blocks, 1):
@@ -265,7 +268,7 @@ BLOCKS: dict[str, type[Block]] = {block.kind: block for block in (
     Identity, Resolution, Sequence, ConvBlock, Stem, Head, SeparableConv, MBConv, ShuffleUnit,
     SeparableOperation, DilatedOperation, PoolOperation, FactorizedConvolution, PreactivatedConv, FactorizedReduction,
     UnpaddedStem, CellHead,
-    BasicBlock, Bottleneck, FBNetBlock, MnasNetLayer, Quantized, HalfPrecision)}
+    BasicBlock, Bottleneck, FBNetBlock, MnasNetLayer, PooledHead, Quantized, HalfPrecision)}
 
 
 def block_from_dict(document: Any) -> Block:
@@ -275,7 +278,8 @@ def block_from_dict(document: Any) -> Block:
         InputError: Not a mapping with a known `kind`, or fields that this kind does not have.
     """
     if not isinstance(document, Mapping) or document.get("kind") not in tuple(BLOCKS):
-        raise InputError(f"A block must be a mapping with a 'kind' among {', '.join(BLOCKS)}, but is {document!r}.")
+        raise InputError(f"A block must be a mapping with a 'kind' among {', '.join(BLOCKS)}, but is {document!r:.200}; a "
+                         "kind of your own is known once its file has run: put --load FILE.py before the verb.")
     fields = {key: block_from_dict(value) if isinstance(value, Mapping) else value
               for key, value in document.items() if key != "kind"}
     return BLOCKS[document["kind"]].from_fields(fields)

@@ -139,7 +139,7 @@ class FactorizedReduction(Block):
         x = net.add("act", Activation("relu"), x)
         first = net.add("conv1", Conv(self.out_channels // 2, stride=2), x)
         # An even resolution needs no zeros: the pixel that the shift lost at one end is not missed at the other.
-        shifted = net.add("shift", Pad(-1, -1, x.shape.height % 2, x.shape.width % 2), x)
+        shifted = net.add("shift", Pad(-1, -1, _added(x.shape.height), _added(x.shape.width)), x)
         second = net.add("conv2", Conv(self.out_channels - self.out_channels // 2, stride=2), shifted)
         return net.add("bn", BatchNorm(), net.add("concat", Concat(), first, second))
 
@@ -173,6 +173,10 @@ class CellHead(Block):
         if self.dropout:
             x = net.add("dropout", Dropout(self.dropout), x)
         return net.add("classifier", Linear(self.classes), x)
+
+
+def _added(size: int) -> int:
+    return 1 if size % 2 or size == 2 else 0
 
 
 def _depthwise(x: Value, kernel: int, stride: int, dilation: int = 1) -> Conv:

@@ -21,9 +21,8 @@ from hwnas.ir.cell_operations import FactorizedReduction, PreactivatedConv
 from hwnas.ir.genotype import INPUTS, Genotype, build_cell
 from hwnas.ir.layers import Concat
 from hwnas.ir.network import Network, NetworkBuilder, Value
-from hwnas.ir.shape import TensorShape
-from hwnas.ir.space import _NAME, _checked_shape
-from hwnas.ir.steps import Edge, Space, Step
+from hwnas.ir.shape import TensorShape, checked_shape
+from hwnas.ir.steps import NAME, Edge, Space, Step
 
 SCHEMA = "hwnas.cell-space/1"  # 1: 2026-11, first
 AROUND = "skeleton"
@@ -101,7 +100,7 @@ class Skeleton:
     strided_operations: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
+        object.__setattr__(self, "input_shape", checked_shape(self.input_shape))
         object.__setattr__(self, "stem", tuple(self.stem))
         object.__setattr__(self, "cells", tuple(self.cells))
         object.__setattr__(self, "operations", {name: tuple(pair) for name, pair in self.operations.items()})
@@ -603,7 +602,7 @@ def _of_kind(table: Mapping[str, Item], site: Site) -> Item:
 
 def _check_names(where: str, *names: Any) -> None:
     for name in names:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(f"A name must be letters, digits, '_', '-' or '+', but {where} has {name!r}: rename it.")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hwnas.errors import InputError
 from hwnas.ir.block import Block, conv_bn_act, squeeze_excite
-from hwnas.ir.layers import Add, ChannelShuffle, Pool
+from hwnas.ir.layers import Activation, Add, ChannelShuffle, Conv, Dropout, GlobalAveragePool, Linear, Pool
 from hwnas.ir.network import NetworkBuilder, Value
 
 _EXPANSIONS = {"conv": None, "dwconv": 1, "mbconv3": 3, "mbconv6": 6}
@@ -96,3 +96,25 @@ class MnasNetLayer(Block):
         if self.skip == "pool" and x.channels == y.channels:
             x = net.add("skip_pool", Pool("avg", 3, self.stride, 1), x)
         return net.add("add", Add(), x, y) if self.skip != "none" and x.shape == y.shape else y
+
+
+@dataclass(frozen=True)
+class PooledHead(Block):
+    """MobileNetV3's last layers (arXiv 1905.02244, sec. 5.1): pooled before they widen, so the wide convolution sees one pixel.
+
+    Global average pool, 1x1 convolution without batch norm, activation, dropout, classifier.
+    """
+
+    kind = "pooled_head"
+    classes: int
+    channels: int
+    activation: str = "hardswish"
+    dropout: float = 0.0
+
+    def build(self, net: NetworkBuilder, x: Value) -> Value:
+        x = net.add("global_pool", GlobalAveragePool(), x)
+        x = net.add("conv", Conv(self.channels), x)
+        x = net.add("act", Activation(self.activation), x)
+        if self.dropout:
+            x = net.add("dropout", Dropout(self.dropout), x)
+        return net.add("classifier", Linear(self.classes), x)

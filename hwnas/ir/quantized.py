@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwnas.errors import InputError
-from hwnas.ir.block import Block
+from hwnas.ir.block import Block, check_inner
 from hwnas.ir.layers import (
     FORMAT_BITS,
     Activation,
@@ -54,6 +54,7 @@ class _Rewritten(Block):
     def __post_init__(self) -> None:
         if not isinstance(self.block, Block):
             raise InputError(f"{self.kind}: block must be a block, but is {self.block!r}")
+        check_inner(self, self.block)
         super().__post_init__()
 
     def build(self, net: NetworkBuilder, x: Value) -> Value:

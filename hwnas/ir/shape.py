@@ -1,6 +1,9 @@
 """The shape of one activation tensor, without the batch dimension."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hwnas.errors import InputError
 
 
 class TensorShape(NamedTuple):
@@ -17,3 +20,15 @@ class TensorShape(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.channels}x{self.height}x{self.width}"
+
+
+def checked_shape(shape: Any) -> TensorShape:
+    """The shape of an image as a user gives it.
+
+    Raises:
+        InputError: It is not three whole numbers of at least 1.
+    """
+    if not isinstance(shape, Sequence) or len(shape) != 3 or not all(
+            isinstance(size, int) and not isinstance(size, bool) and 1 <= size < 1 << 16 for size in shape):
+        raise InputError(f"An input shape is three whole numbers of at least 1 (channels, height, width), but is {shape!r}.")
+    return TensorShape(*shape)

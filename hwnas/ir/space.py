@@ -6,7 +6,6 @@ combination of options is a network, the size is a plain product, and nothing ca
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,11 +16,10 @@ from hwnas.ir.architecture import Architecture
 from hwnas.ir.block import Block
 from hwnas.ir.blocks import Resolution, block_from_dict
 from hwnas.ir.network import Network, build_network
-from hwnas.ir.shape import TensorShape
-from hwnas.ir.steps import Edge, Space, Step
+from hwnas.ir.shape import TensorShape, checked_shape
+from hwnas.ir.steps import NAME, Edge, Space, Step
 
 SCHEMA = "hwnas.space/1"  # 1: 2026-11, first
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Decision:
                 raise InputError(f"Options must differ, but {seen[block]!r} and {option!r} of decision {name!r} are the same "
                                  f"block, {block.signature}: remove one.")
             seen[block] = option
-        conditions = {option: tuple(allowed) for option, allowed in (after or {}).items()}
+        conditions = _checked_conditions(name, after or {})
         for option in conditions:
             if option not in dict(pairs):
                 raise InputError(f"A condition must be on an option of its decision, but {name!r} has no option {option!r}.")
@@ -102,6 +100,15 @@ class Decision:
         if self.where_fits:
             document["where_fits"] = True
         return document
+
+
+def _checked_conditions(decision: str, after: Any) -> dict[str, tuple[str, ...]]:
+    wrong = not isinstance(after, Mapping) or [
+        allowed for allowed in after.values() if not isinstance(allowed, list | tuple | set | frozenset | Mapping)]
+    if wrong:
+        raise InputError(f"The conditions ('after') of decision {decision!r} must map an option to the list of options that it "
+                         f"may follow, but are {str(after)[:120]}.")
+    return {option: tuple(allowed) for option, allowed in after.items()}
 
 
 class Conditioned(NamedTuple):
@@ -134,14 +141,14 @@ class SearchSpace(Space):
     description: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
+        object.__setattr__(self, "input_shape", checked_shape(self.input_shape))
         object.__setattr__(self, "layers", tuple(self.layers))
         for layer in self.layers:
             if not isinstance(layer, Fixed | Decision):
                 raise InputError(f"A space's layers must be fixed layers and decisions, but {self.name!r} has {layer!r}.")
         names = [layer.name for layer in self.layers]
         for text in [self.name, *names, *(option for layer in self.decisions for option in layer.options)]:
-            if not isinstance(text, str) or not _NAME.fullmatch(text):
+            if not isinstance(text, str) or not NAME.fullmatch(text):
                 raise InputError(f"A name must be letters, digits, '_', '-' or '+', but space {self.name!r} has {text!r}: "
                                  "rename it.")
         for name in names:
@@ -286,18 +293,22 @@ def _layer_from_dict(document: Any) -> Fixed | Decision:
     if not isinstance(document, Mapping) or not isinstance(document.get("name"), str) or (
             ("block" in document) == ("options" in document)):
         raise InputError(f"A layer is a name with either a block or options, but is {str(document)[:120]!r}.")
+    unknown = set(document) - ({"name", "block"} if "block" in document else {"name", "options", "after", "where_fits"})
+    if unknown:
+        raise InputError(f"A layer has a name and a block, or options with 'after' and 'where_fits', but {document['name']!r} "
+                         f"has {min(map(str, unknown))!r}: correct it.")
     if "block" in document:
         return Fixed(document["name"], _block_from_dict(document["block"], f"Layer {document['name']!r}"))
     if not isinstance(document["options"], Mapping):
         raise InputError(f"The options of decision {document['name']!r} must be a mapping from name to block.")
-    after = document.get("after", {})
-    if not isinstance(after, Mapping) or not all(isinstance(allowed, list | tuple) for allowed in after.values()):
-        raise InputError(f"The conditions ('after') of decision {document['name']!r} must map an option to the list of options "
-                         f"that it may follow, but are {str(after)[:120]}.")
+    after = _checked_conditions(document["name"], document.get("after", {}))
+    where_fits = document.get("where_fits", False)
+    if not isinstance(where_fits, bool):
+        raise InputError(f"where_fits is true or false, but that of decision {document['name']!r} is {where_fits!r}.")
     options = [(str(option), _block_from_dict(block, f"Decision {document['name']!r}, option {str(option)!r}"))
                for option, block in document["options"].items()]
-    return Decision(document["name"], options, after={str(option): map(str, allowed) for option, allowed in after.items()},
-                    where_fits=document.get("where_fits", False) is True)
+    return Decision(document["name"], options, after={str(option): tuple(map(str, allowed)) for option, allowed in after.items()},
+                    where_fits=where_fits)
 
 
 def _block_from_dict(document: Any, where: str) -> Block:
@@ -305,10 +316,3 @@ def _block_from_dict(document: Any, where: str) -> Block:
         return block_from_dict(document)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _checked_shape(shape: Any) -> TensorShape:
-    if not isinstance(shape, Sequence) or len(shape) != 3 or not all(
-            isinstance(size, int) and not isinstance(size, bool) and 1 <= size < 1 << 16 for size in shape):
-        raise InputError(f"An input shape is three whole numbers of at least 1 (channels, height, width), but is {shape!r}.")
-    return TensorShape(*shape)

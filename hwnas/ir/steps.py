@@ -4,6 +4,7 @@
 draws, predicts or searches sees the steps alone.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from hwnas.ir.architecture import Architecture
 from hwnas.ir.block import Block, Part
 from hwnas.ir.network import Network
 from hwnas.ir.shape import TensorShape
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
+"""What spaces, decisions and options may be called: names travel as file names, ONNX nodes and keys of weights."""
 
 
 class Choice(Protocol):

@@ -37,7 +37,8 @@ _EXACT_BELOW = 10**15
 _DPI, _MOST_PIXELS = 150, 30_000  # the second for a side of the picture: more cannot be drawn
 _MARGIN, _OPTIONS_WIDTH, _LEAST_WIDTH = 0.15, 11.0, 5.5  # of the page; what the options may take, and always get
 _EM = 0.0086  # width of a character for every point of its size, a generous mean
-_ROOMY = 1.4  # width of a box over what its name needs, where there is room
+_ROOMY, _ROOMIEST = 1.4, 2.2  # width of a box over what its name needs: what it asks for, and what it takes of spare room
+_LEAST_RATIO = 4.0  # of the dearest colour's MACs to the cheapest's, so that small differences do not look large
 _MOST_GAPS = 2  # boxes that a row may lack and still stand in the columns of a fuller one
 _BOX, _PLAIN_BOX, _FIXED, _STRIP, _RUN = 0.3, 0.2, 0.2, 0.22, 0.13  # heights: a box with and without MACs, ...
 _GAP, _LINE_GAP = 0.09, 0.04  # between rows, and between the lines of one
@@ -96,14 +97,14 @@ class _Layout:
         columns: Boxes on a line; 0 for a strip.
         lines: Lines of boxes.
         order: Names by position: those of a fuller row where one has these and few more, so that equal options are aligned.
-        box: Width of a box.
+        needed: The least width of a box.
         height: Of the row, without the gap below it.
     """
 
     columns: int
     lines: int
     order: tuple[str, ...]
-    box: float
+    needed: float
     height: float
 
 
@@ -124,9 +125,15 @@ def _decision_layout(row: Row, decisions: Sequence[Row], most_lines: int) -> _La
     lines = math.ceil(len(order) / max(math.floor(_OPTIONS_WIDTH / needed), 1))
     if lines > most_lines or needed > _OPTIONS_WIDTH:
         return _Layout(0, 1, order, 0.0, _RUN + _STRIP)
-    columns = math.ceil(len(order) / lines)
     height = lines * ((_BOX if costly else _PLAIN_BOX) + _LINE_GAP) - _LINE_GAP
-    return _Layout(columns, lines, order, min(_OPTIONS_WIDTH / columns, _ROOMY * needed), height)
+    return _Layout(math.ceil(len(order) / lines), lines, order, needed, height)
+
+
+def _room(rows: _Rows) -> float:
+    """What the options of a page take."""
+    wanted = [min(_ROOMY * layout.needed * layout.columns, _OPTIONS_WIDTH) if layout.columns else _OPTIONS_WIDTH
+              for _, layout in rows]
+    return max(_LEAST_WIDTH, *wanted)
 
 
 def _aligned_names(row: Row, decisions: Sequence[Row]) -> tuple[str, ...]:
@@ -195,15 +202,16 @@ def _image(space: Space, chosen: Mapping[str, str], kind: str) -> bytes:
     rows = _laid_out(space_rows(space))
     panels = _panels(space, rows) if isinstance(space, CellSpace) else []
     left = _MARGIN + max(_width([row.name for row, _ in rows], 9), _width(_told([row for row, _ in rows], chosen), 5.5)) + 0.2
-    right = left + max(_LEAST_WIDTH, *(layout.columns * layout.box or _OPTIONS_WIDTH for row, layout in rows if row.is_decision))
+    right = left + _room(rows)
     edge = right + (0.75 if panels else 0.3 + _width([f"{row.channels} ch" for row, _ in rows], 7.5)
                     + _width([row.resolution.split(" to ")[0] + " to" for row, _ in rows], 8.5)) + _MARGIN
-    title = textwrap.wrap(_facts(space), int((edge - 2 * _MARGIN) / (9 * _EM)))
+    title = [line for text in (space.description, _facts(space))
+             for line in textwrap.wrap(text, int((edge - 2 * _MARGIN) / (9 * _EM)))]
     body = 0.62 + 0.19 * len(title)
     bar = body + (_cells_height(panels) if panels else _height(rows)) + 0.12
     macs = [option.macs for row, _ in rows if row.is_decision for option in row.options if option.macs]
-    note = bar + (0.62 if macs else 0.0)
-    height = note + 0.2 + _MARGIN
+    note = _note(rows, chosen)
+    height = bar + (0.6 if macs else 0.0) + (0.2 if note else 0.0) + 0.1
 
     figure = Figure(figsize=(edge, height), dpi=min(_DPI, _MOST_PIXELS / max(edge, height)))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, edge), ylim=(height, 0))
@@ -218,7 +226,7 @@ def _image(space: Space, chosen: Mapping[str, str], kind: str) -> bytes:
         _draw_layers(sheet, rows, body)
     if sheet.norm is not None:
         _draw_colour_bar(sheet, sheet.norm, figure, bar, height)
-    sheet.text(_MARGIN, note + 0.08, _note(rows, chosen), 7.5, _FAINT, "left")
+    sheet.text(_MARGIN, height - 0.18, note, 7.5, _FAINT, "left")
     content = io.BytesIO()
     figure.savefig(content, format=kind)
     return content.getvalue()
@@ -230,15 +238,14 @@ def _colours(macs: Sequence[int]) -> "tuple[Colormap, LogNorm | None]":
 
     ramp = colormaps["YlOrRd"]
     colours = ListedColormap([ramp(0.03 + 0.82 * step / 255) for step in range(256)])  # its ends hide what is written on them
-    return colours, LogNorm(min(macs), max(max(macs), 1.1 * min(macs))) if macs else None
+    return colours, LogNorm(min(macs), max(max(macs), _LEAST_RATIO * min(macs))) if macs else None
 
 
 def _facts(space: Space) -> str:
     trellis = Trellis(space, MacsCost())
-    about = f"{space.description.rstrip('.')}. " if space.description else ""
     networks = f"{space.size:,}" if space.size < _EXACT_BELOW else f"{Decimal(space.size):.3e}"  # beyond 1e308 there is no float
     count = len(space.decisions)
-    return (f"{about}{networks} networks, {count} decision{'s' if count > 1 else ''}, input {space.input_shape}, "
+    return (f"{networks} networks, {count} decision{'s' if count > 1 else ''}, input {space.input_shape}, "
             f"{span((trellis.min_cost(), trellis.max_cost()), short_macs)} MACs")
 
 
@@ -322,30 +329,33 @@ def _draw_fixed(sheet: _Sheet, row: Row, y: float, height: float) -> None:
 
 def _draw_boxes(sheet: _Sheet, row: Row, layout: _Layout, y: float) -> None:
     height = (layout.height + _LINE_GAP) / layout.lines - _LINE_GAP
+    width = min(sheet.width / layout.columns, _ROOMIEST * layout.needed)
     for option in row.options:
         line, column = divmod(layout.order.index(option.name), layout.columns)
-        x, top = sheet.left + column * layout.box, y + line * (height + _LINE_GAP)
+        x, top = sheet.left + column * width, y + line * (height + _LINE_GAP)
         colour, ink = sheet.colour(option.macs)
         style: dict[str, Any] = {"edgecolor": _EDGE, "linestyle": "-" if option.always else (0, (3, 2))}
         if sheet.chosen.get(row.name) == option.name:
             style |= {"edgecolor": _CHOSEN, "linewidth": 2.2, "zorder": 3}
-        sheet.box(x + 0.02, top, layout.box - 0.04, height, colour, **style)
+        sheet.box(x + 0.02, top, width - 0.04, height, colour, **style)
         middle = top + height / 2
-        sheet.text(x + layout.box / 2, middle - (0.06 if option.macs else 0), option.name, 7, ink, zorder=4)
+        sheet.text(x + width / 2, middle - (0.06 if option.macs else 0), option.name, 7, ink, zorder=4)
         if option.macs:
-            sheet.text(x + layout.box / 2, middle + 0.075, short_macs(option.macs), 5.8, ink, zorder=4)
+            sheet.text(x + width / 2, middle + 0.075, short_macs(option.macs), 5.8, ink, zorder=4)
 
 
 def _draw_strip(sheet: _Sheet, row: Row, y: float) -> None:
     """A thin cell for every option, under what neighbours begin with and the MACs that they span."""
     width = sheet.width / len(row.options)
-    x, rest = sheet.left, list(row.options)
+    x, runs, rest = sheet.left, [], list(row.options)
     for beginning, count in name_runs([option.name for option in row.options]):
-        options, rest = rest[:count], rest[count:]
-        extent = count * width
-        label = "  ".join(filter(None, (f"{beginning}…" if beginning else "",
-                                        span((option.macs for option in options), short_macs))))
-        sheet.text(x + extent / 2, y + _RUN / 2 - 0.01, label if _width([label], 6.2) < extent else beginning, 6.2, _FAINT)
+        runs.append((beginning, rest[:count]))
+        rest = rest[count:]
+    labels = [f"{beginning}…  {span((option.macs for option in options), short_macs)}" for beginning, options in runs]
+    fits = all(_width([label], 6.2) < len(options) * width for label, (_, options) in zip(labels, runs, strict=True))
+    for label, (beginning, options) in zip(labels, runs, strict=True):
+        extent = len(options) * width
+        sheet.text(x + extent / 2, y + _RUN / 2 - 0.01, label if fits else beginning, 6.2, _FAINT)
         sheet.box(x + 0.01, y + _RUN, extent - 0.02, _STRIP, "none", edgecolor=_EDGE, zorder=2)
         for option in options:
             colour, _ = sheet.colour(option.macs)

@@ -84,18 +84,18 @@ def state_sources(kind: CellKind) -> dict[int, frozenset[int]]:
 
 
 def name_runs(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Neighbours whose names begin alike, as (common beginning, how many): at most eight, and as many as that allows.
+    """Neighbours whose names begin alike, as (common beginning, how many): as many as that makes, but at most eight.
 
     Names are cut at underscores: `conv_k3_w16` begins with `conv` and with `conv_k3`. One run with an empty name where no
-    beginning divides them.
+    beginning divides them so that nobody is alone.
     """
     words = [name.split("_") for name in names]
     found = [("", len(names))]
-    for count in range(1, max(map(len, words))):
-        for part in (slice(None, count), slice(None, -count)):
+    for cut in range(1, max(map(len, words))):
+        for part in (slice(None, cut), slice(None, -cut)):
             beginnings = ("_".join(one[part] or one[:1]) for one in words)
             runs = [(beginning, len(list(group))) for beginning, group in groupby(beginnings)]
-            if len(found) < len(runs) <= _MOST_RUNS:
+            if len(found) < len(runs) <= _MOST_RUNS and min(count for _, count in runs) > 1:
                 found = runs
     return found
 
@@ -103,7 +103,7 @@ def name_runs(names: Sequence[str]) -> list[tuple[str, int]]:
 def span(values: Iterable[Value], text: Callable[[Value], str]) -> str:
     """The least and the greatest in words: `24`, `16 to 64`; nothing for no values."""
     ordered = sorted(set(values))  # type: ignore[type-var]
-    return " to ".join(text(value) for value in dict.fromkeys((*ordered[:1], *ordered[-1:])))
+    return " to ".join(dict.fromkeys(text(value) for value in (*ordered[:1], *ordered[-1:])))
 
 
 def state_shapes(states: Iterable[object]) -> tuple[TensorShape, ...]:

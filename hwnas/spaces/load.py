@@ -10,10 +10,13 @@ description, `first` overrides fields of the first of them, and `grid` spells ou
       options: {skip: {kind: identity}}       # optional, beside the grid; not for a `first` with overrides
 """
 
+import hashlib
 import importlib.util
 import itertools
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hwnas.errors import InputError
@@ -52,18 +55,42 @@ def load_space(reference: str) -> Space:
     raise InputError(f"A space is one of {', '.join(SPACES)}, or file.py:attribute, or file.yaml, but got {reference!r}.")
 
 
-def _load_python(path: Path, attribute: str) -> Space:
-    spec = importlib.util.spec_from_file_location(f"hwnas_user_space_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"The space file {path} cannot be read: check the path.")
-    module = importlib.util.module_from_spec(spec)
+def run_file(path: Path) -> ModuleType:
+    """Runs a user's Python file once: what blocks and spaces of their own come from.
+
+    Raises:
+        InputError: The file cannot be read, or raises.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"The Python file {path} cannot be read ({error.strerror}): check the path.") from None
+    identity = hashlib.sha256(f"{path.resolve()}\n".encode() + content).hexdigest()[:12]
+    name = f"hwnas_user_{path.stem}_{identity}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"A Python file's name ends in .py, but that of {path} does not: rename it.")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # as import does: dataclasses look their module up
     try:
         spec.loader.exec_module(module)
+    except BaseException as error:  # the user's own code: whatever it raises is theirs to see in one sentence
+        del sys.modules[name]
+        if isinstance(error, InputError) or not isinstance(error, Exception):
+            raise
+        raise InputError(f"The file {path} must load, but raised {type(error).__name__}: {error}.") from error
+    return module
+
+
+def _load_python(path: Path, attribute: str) -> Space:
+    module = run_file(path)
+    try:
         value = getattr(module, attribute)
         space = value() if callable(value) else value
     except InputError:
         raise
-    except Exception as error:  # the user's own code: whatever it raises is theirs to see in one sentence
+    except Exception as error:
         raise InputError(f"The space {path}:{attribute} must load, but raised {type(error).__name__}: {error}.") from error
     if not isinstance(space, Space):
         raise InputError(f"{path}:{attribute} must be a hwnas.SearchSpace (or CellSpace), but is {type(space).__name__}.")
@@ -81,11 +108,11 @@ def _expand(entry: Any) -> list[Any]:
     """One layer entry with `repeat`, `first` and `grid` to plain layer documents."""
     if not isinstance(entry, Mapping) or not {"repeat", "first", "grid"} & set(entry):
         return [entry]
-    unknown = set(entry) - {"name", "repeat", "first", "grid", "options", "block"}
+    unknown = set(entry) - {"name", "repeat", "first", "grid", "options", "block", "after", "where_fits"}
     repeat, first = entry.get("repeat", 1), entry.get("first", {})
     if unknown or not isinstance(repeat, int) or not 1 <= repeat <= 1000 or not isinstance(first, Mapping):
-        raise InputError(f"Layer {entry.get('name')!r} takes name, block or options or grid, repeat (1 to 1000) and first (a "
-                         f"mapping), but has {str(dict(entry))[:160]}.")
+        raise InputError(f"Layer {entry.get('name')!r} takes name, block or options or grid, repeat (1 to 1000), first (a "
+                         f"mapping), after and where_fits, but has {str(dict(entry))[:160]}.")
     layers = []
     for index in range(repeat):
         overrides = first if index == 0 else {}
@@ -97,7 +124,7 @@ def _expand(entry: Any) -> list[Any]:
             options |= entry["options"]
         if options:
             layer["options"] = options
-        layers.append(layer)
+        layers.append(layer | {key: entry[key] for key in ("after", "where_fits") if key in entry})
     return layers
 
 

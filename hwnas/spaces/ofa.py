@@ -7,14 +7,13 @@ with ReLU6. Blocks that a shallower unit leaves out have no kernel or expansion,
 (9^2 + 9^3 + 9^4)^5 for every resolution.
 
 Departures: the squeezed width is a quarter of the block's input (the released code rounds a quarter of the hidden width to a
-multiple of 8), and gates use ReLU and sigmoid. The 1280-wide convolution of the head stands before the global pool and has a
-batch norm; in MobileNetV3 and the released code it follows the pool and has none, which is 58,982,400 multiply-accumulates less
-at 224x224.
+multiple of 8), and gates use ReLU and sigmoid.
 """
 
 from dataclasses import dataclass
 
 from hwnas.ir.blocks import Block, ConvBlock, Head, Identity, MBConv, Resolution, Stem
+from hwnas.ir.mobile_blocks import PooledHead
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 
@@ -42,7 +41,8 @@ def build_ofa_mobilenet_v3(classes: int = 1000) -> SearchSpace:
         _resolutions(range(128, 225, 4)), Fixed("stem", Stem(16, activation="hardswish")),
         Fixed("first", MBConv(16, 3, 1, activation="relu")),
         *_units(_V3, KERNELS, EXPANSIONS, depth=4),
-        Fixed("last", ConvBlock(960, 1, activation="hardswish")), Fixed("head", Head(classes, 1280, "hardswish", 0.1))),
+        Fixed("last", ConvBlock(960, 1, activation="hardswish")),
+        Fixed("head", PooledHead(classes, 1280, "hardswish", 0.1))),
         "Once-for-all: elastic depth, width, kernel, resolution (arXiv 1908.09791)")
 
 

@@ -31,7 +31,7 @@ from hwnas.ir.cell_operations import (
     SeparableOperation,
     UnpaddedStem,
 )
-from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer
+from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer, PooledHead
 from hwnas.ir.network import Network, build_network
 from hwnas.ir.quantized import HalfPrecision, Quantized
 from hwnas.ir.residual_blocks import BasicBlock, Bottleneck
@@ -185,7 +185,7 @@ EXAMPLES = [Identity(), ConvBlock(8, 5, 2, 2, None), Stem(8, pool=True), Head(10
             SeparableOperation(8, 5, 2, 3), DilatedOperation(8, 5, 2), PoolOperation("avg", 5, 2, 8, True),
             PoolOperation("max"), FactorizedConvolution(8, 3, 2), PreactivatedConv(8, 3, 2, 2), FactorizedReduction(8),
             UnpaddedStem(8, 5, 1), CellHead(10, 0.5, None), BasicBlock(8, 5, 2, "relu6"), Bottleneck(12, 5, 2, 2, "silu"),
-            FBNetBlock(8, 5, 3, 2, 2, False, None), MnasNetLayer(8, "conv", 5, 2, 0.25, "pool", "relu6"),
+            FBNetBlock(8, 5, 3, 2, 2, False, None), MnasNetLayer(8, "conv", 5, 2, 0.25, "pool", "relu6"), PooledHead(5, 12),
             Quantized(MBConv(8, se_ratio=0.25), 4, 2, False, True), HalfPrecision(Sequence((ConvBlock(8),)), "bf16")]
 
 

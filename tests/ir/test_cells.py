@@ -385,7 +385,7 @@ def test_a_resolution_that_a_stride_reduces_below_one_is_refused() -> None:
     with pytest.raises(InputError, match=r"decision 'choice', option 'conv', in 'two', cannot take the shape 4x1x1 .* stride 2"):
         small(CellDecision("choice", 2, {"keep": pick(("keep", 0)), "conv": pick(("conv", 0))}), input_shape=(3, 1, 1),
               operations={**SKIP_AND_CONV, "keep": (Identity(), PreactivatedConv(1))})
-    with pytest.raises(InputError, match=r"'cell3/previous' \(factorized_reduction\) of a skeleton cannot take 4x2x2"):
+    with pytest.raises(InputError, match=r"decision 'choice', option 'skip', in 'cell3', cannot take the shape 4x1x1"):
         small(cells=tuple(Cell(f"cell{number}", "cell", 4, 2) for number in range(4)))
 
 

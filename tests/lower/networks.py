@@ -35,7 +35,7 @@ from hwnas.ir.layers import (
     Resize,
     Round,
 )
-from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer
+from hwnas.ir.mobile_blocks import FBNetBlock, MnasNetLayer, PooledHead
 from hwnas.ir.network import Network, NetworkBuilder, Value, build_network
 from hwnas.ir.quantized import HalfPrecision, Quantized
 from hwnas.ir.residual_blocks import BasicBlock, Bottleneck
@@ -161,6 +161,7 @@ BLOCKS: dict[str, Block] = {
     "fbnet_block": FBNetBlock(12, 5, 3, 2, 2),
     "fbnet_block, released": FBNetBlock(8, 3, 1, expand_always=False),
     "mnasnet_layer": MnasNetLayer(8, "mbconv3", 5, 2, 0.25, "pool"),
+    "pooled_head": PooledHead(5, 12, dropout=0.1),
     "mnasnet_layer, dwconv": MnasNetLayer(12, "dwconv", 3),
     "separable_operation": SeparableOperation(12, 5, 2),
     "dilated_operation": DilatedOperation(12, 5, 2),

@@ -1,0 +1,74 @@
+"""The documentation tells the truth: its commands and its Python run, its errors read as it says, its links lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hwnas
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_LONGEST_SECONDS = 600  # only so that a command that waits for ever ends
+
+
+def _blocks(page, language):
+    return [text for kind, text in _FENCE.findall(page.read_text()) if kind == language]
+
+
+_REFUSABLE = re.compile(r"^```python\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+PYTHON = [(page, *block) for page in PAGES for block in _REFUSABLE.findall(page.read_text())]
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in PAGES:
+        assert page.name == "README.md" or f"]({page.name})" in index, f"docs/README.md has no line for {page.name}: add one"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page, source, message", PYTHON, ids=lambda value: "")
+def test_python_runs_or_is_refused_as_told(page, source, message):
+    """A block of text right after one of Python is what that is refused with."""
+    if message:
+        with pytest.raises(hwnas.InputError) as refusal:
+            exec(compile(source, page.name, "exec"), {})
+        assert str(refusal.value) == message.strip()
+        return
+    exec(compile(source, page.name, "exec"), {"__name__": "page"})
+
+
+def test_examples_on_a_page_are_the_files():
+    text = (ROOT / "docs" / "new-space.md").read_text()
+    for name in ("my_space.py", "my_block.py"):
+        assert f"```python\n{(ROOT / 'examples' / name).read_text()}```" in text, f"docs/new-space.md and examples/{name} differ"
+
+
+def test_sizes_on_the_page():
+    space = hwnas.load_space(f"{ROOT / 'examples' / 'my_space.py'}:space")
+    text = (ROOT / "docs" / "new-space.md").read_text()
+    factors = " x ".join(str(len(decision.options)) for decision in space.decisions)
+    assert f"{factors} = {space.size}." in text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "bash")], ids=lambda page: page.name)
+def test_commands_run(page, tmp_path):
+    """All commands of a page in their order, as a reader types them, beside copies of the examples."""
+    for example in (ROOT / "examples").glob("*.py"):
+        (tmp_path / example.name).write_bytes(example.read_bytes())
+    script = "set -eu\n" + "".join(_blocks(page, "bash"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=_LONGEST_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for word in re.findall(r"(?:--output|--plot) (\S+)", script):
+        assert (tmp_path / word).exists(), word
