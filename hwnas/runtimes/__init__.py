@@ -2,8 +2,12 @@
 
 from hwnas.errors import InputError, UnavailableError
 from hwnas.runtimes.base import Availability, Bound, Executable, Runtime, RuntimeConfig, TensorInfo
+from hwnas.runtimes.mnn import MnnCpu
+from hwnas.runtimes.ncnn import NcnnCpu
 from hwnas.runtimes.onnxruntime import OnnxRuntimeCpu
+from hwnas.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
 from hwnas.runtimes.openvino import OpenVinoCpu
+from hwnas.runtimes.tensorrt import TENSORRT, TENSORRT_RTX
 
 __all__ = [
     "RUNTIMES",
@@ -16,7 +20,7 @@ __all__ = [
     "load_runtime",
 ]
 
-_ALL: tuple[Runtime, ...] = (OnnxRuntimeCpu(), OpenVinoCpu())
+_ALL: tuple[Runtime, ...] = (OnnxRuntimeCpu(), OpenVinoCpu(), NcnnCpu(), MnnCpu(), OnnxRuntimeCuda(), TENSORRT, TENSORRT_RTX)
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in _ALL}
 

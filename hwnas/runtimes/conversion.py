@@ -1,0 +1,170 @@
+"""ONNX models in a runtime's own format, each converted once.
+
+A profile compiles the same model afresh in every session, and a converter is a process of its own: it may crash, hang or
+print what it likes. So it runs in a scratch folder under a time limit, and what it leaves moves into a cache in one step.
+
+The cache is a folder per runtime in `~/.cache/hwnas`, or in the folder that the environment variable `HWNAS_CACHE_DIR` names.
+An entry belongs to one model, one converter version and one set of options. Whatever was not used for longest goes once the
+runtime's entries exceed 2 GB; deleting all of it at any time costs only the conversions.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hwnas.errors import InputError, UnavailableError
+from hwnas.runtimes.onnx_model import OnnxModel
+
+CACHE_VARIABLE = "HWNAS_CACHE_DIR"
+MAX_CACHE_BYTES = 2 * 10**9  # for each runtime
+
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
+_COMPLAINT = re.compile(r"fail|error|invalid|not support", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A program that turns the `model.onnx` of its working folder into files there.
+
+    Args:
+        runtime: The runtime's name.
+        version: The program's version.
+        program: How it is started.
+        arguments: What it is told, apart from its own location.
+        products: The files that it leaves and that are kept.
+        timeout_s: Longer than any sound conversion takes.
+    """
+
+    runtime: str
+    version: str
+    program: tuple[str, ...]
+    arguments: tuple[str, ...]
+    products: tuple[str, ...]
+    timeout_s: float = 120.0
+
+    def convert(self, model: bytes) -> Path:
+        """Returns the folder that holds the products for a model, converted now or at an earlier time.
+
+        Raises:
+            InputError: The converter refuses the model, crashes or exceeds its time; or the cache cannot be written.
+            UnavailableError: The converter does not start.
+        """
+        identity = repr((self.version, self.arguments, self.products)).encode()
+        cache = cache_folder() / self.runtime
+        entry = cache / hashlib.sha256(identity + hashlib.sha256(model).digest()).hexdigest()
+        try:
+            if not _touch(entry):
+                self._add(model, entry)
+                _drop_oldest(cache, MAX_CACHE_BYTES)
+        except OSError as error:
+            raise InputError(f"Converted models are kept in {cache}, but that cannot be written ({error.strerror}): "
+                             f"set {CACHE_VARIABLE} to a folder that can.") from None
+        return entry
+
+    def _add(self, model: bytes, entry: Path) -> None:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".") as scratch:
+            folder, finished = Path(scratch, "work"), Path(scratch, "finished")
+            folder.mkdir()
+            finished.mkdir()
+            (folder / "model.onnx").write_bytes(model)
+            self._run(folder)
+            for product in self.products:
+                (folder / product).rename(finished / product)
+                _sync(finished / product)
+            try:
+                finished.rename(entry)
+            except OSError:
+                if not entry.is_dir():  # otherwise another process was quicker
+                    raise
+
+    def _run(self, folder: Path) -> None:
+        try:
+            done = subprocess.run([*self.program, *self.arguments], cwd=folder, timeout=self.timeout_s, check=False,
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise UnavailableError(f"{self.runtime} is not usable here: its converter {self.program[0]} does not start "
+                                   f"({error.strerror}); reinstall it.") from None
+        except subprocess.TimeoutExpired:
+            raise refusal(self.runtime, f"its converter did not finish within {self.timeout_s:g} s") from None
+        missing = [product for product in self.products if not (folder / product).is_file()]
+        if done.returncode or missing:
+            complaint = _complaint(done.stdout.decode(errors="replace")) or f"without a word, and no {self.products[0]}"
+            raise refusal(self.runtime, f"its converter {_ending(done.returncode)}: {complaint}")
+
+
+def refusal(runtime: str, reason: str) -> InputError:
+    """The error to raise when a converter, or the runtime after it, does not take a model that was read as ONNX."""
+    return InputError(f"{runtime} cannot run the model ({reason}): choose another runtime, or check the model with "
+                      "onnx.checker.")
+
+
+def require_float32(runtime: str, model: OnnxModel) -> None:
+    """Refuses tensors of other types at a model's ends, which converters are free to change.
+
+    Raises:
+        InputError: With the tensor's name.
+    """
+    for tensor in (*model.inputs, *model.outputs):
+        if tensor.dtype != np.float32:
+            raise InputError(f"{runtime} takes and gives float32, but {tensor.name!r} is {tensor.dtype}: export it as float32.")
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/hwnas").expanduser()
+
+
+def forget(entry: Path) -> None:
+    """Deletes an entry that turned out to be of no use, so that a damaged one is made again."""
+    shutil.rmtree(entry, ignore_errors=True)
+
+
+def _touch(entry: Path) -> bool:
+    """Notes that an entry was used; returns whether there is one."""
+    try:
+        os.utime(entry)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Has a file's bytes on the disk before a name says that it is finished."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _drop_oldest(cache: Path, max_bytes: int) -> None:
+    """Keeps the entries that were used last, as many as fit; the newest stays, whatever its size."""
+    entries = []
+    for entry in cache.iterdir():
+        with suppress(FileNotFoundError):  # another process dropped it
+            entries.append((entry.stat().st_mtime_ns, sum(file.stat().st_size for file in entry.glob("*")), entry))
+    total = 0
+    for index, (_, size, entry) in enumerate(sorted(entries, reverse=True)):
+        total += size
+        if index and total > max_bytes:
+            forget(entry)
+
+
+def _complaint(output: str) -> str:
+    """What a converter says went wrong, as one short line: the first that sounds like it, since much else is printed."""
+    lines = (_COLOURS.sub("", line) for line in output.splitlines())
+    text = " ".join(next((line for line in lines if _COMPLAINT.search(line)), "").split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _ending(code: int) -> str:
+    if code == 0:
+        return "failed"
+    return f"exited with {code}" if code > 0 else f"crashed with {signal.Signals(-code).name}"
