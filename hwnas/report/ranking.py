@@ -199,7 +199,7 @@ def _drawn(axes: "Axes", points: Sequence[tuple[RankedNetwork, float]], front: t
 
 
 def _page(ranking: Ranking) -> str:
-    import plotly.graph_objects as go  # type: ignore[import-untyped]
+    import plotly.graph_objects as go
 
     figure = go.Figure()
     slowest = max(network.upper_ms for network in ranking.networks if network.top1 is not None)
