@@ -8,7 +8,7 @@ import numpy as np
 
 from hwnas.errors import VerificationError
 from hwnas.ir.steps import Space
-from hwnas.latency.summary import BlockCost, Interval, block_costs
+from hwnas.latency.summary import Interval, block_costs, measured_parts
 from hwnas.latency.table import HeldOut, LatencyTable
 
 # A table is additive, its blocks' costs adding up to a network's, when on networks that no fit has seen it is no further off
@@ -78,22 +78,27 @@ def compare_tables(first: LatencyTable, second: LatencyTable, interval: Interval
 
     Ratios are compared where both are to the same anchor, milliseconds elsewhere; these move with the clock.
     """
-    unit = "ratio" if first.anchor.sha256 == second.anchor.sha256 else "ms"
-    before, after = ({row.workload: row for row in block_costs(table, interval)} for table in (first, second))
-    scales = [table.anchor_ms if unit == "ratio" else 1.0 for table in (first, second)]
-    common = tuple(Change(key, row.isolated_ms / scales[0], after[key].isolated_ms / scales[1],
-                          _lie_apart(row, after[key], scales)) for key, row in before.items() if key in after)
-    return TableDifference(unit, tuple(key for key in before if key not in after),
-                           tuple(key for key in after if key not in before), common)
+    same_anchor = first.anchor.sha256 == second.anchor.sha256
+    scales = (1.0, 1.0) if same_anchor else (first.anchor_ms, second.anchor_ms)
+    common = tuple(
+        Change(key, entry.ratio * scales[0], second.entries[key].ratio * scales[1],
+               _lie_apart(_scaled(interval(entry), scales[0]), _scaled(interval(second.entries[key]), scales[1])))
+        for key, entry in first.entries.items() if key in second.entries)
+    return TableDifference("ratio" if same_anchor else "ms", tuple(key for key in first.entries if key not in second.entries),
+                           tuple(key for key in second.entries if key not in first.entries), common)
 
 
-def _lie_apart(first: BlockCost, second: BlockCost, scales: Sequence[float]) -> bool | None:
-    ends = (first.isolated_lower_ms, first.isolated_upper_ms, second.isolated_lower_ms, second.isolated_upper_ms)
-    if None in ends:
+_Ends = tuple[float, float] | None
+
+
+def _scaled(ends: _Ends, scale: float) -> _Ends:
+    return None if ends is None else (ends[0] * scale, ends[1] * scale)
+
+
+def _lie_apart(first: _Ends, second: _Ends) -> bool | None:
+    if first is None or second is None:
         return None
-    low, high, other_low, other_high = (end / scale for end, scale in zip(ends, np.repeat(scales, 2), strict=True)
-                                        if end is not None)
-    return bool(high < other_low or other_high < low)
+    return first[1] < second[0] or second[1] < first[0]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -104,7 +109,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     for side in (first, second):
         ordered = np.sort(np.asarray(side, np.float64))
         ranks.append(np.searchsorted(ordered, side, "left") + np.searchsorted(ordered, side, "right"))
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def is_additive(held_out: HeldOut) -> bool | None:
@@ -125,8 +130,7 @@ def require_complete(table: LatencyTable, space: Space | None = None) -> None:
         VerificationError: It is of another space, or lacks a block.
     """
     if space is not None and space.hash != table.search_space.hash:
-        asked = dict.fromkeys(part.workload for step in space.steps for edge in step.edges for part in edge.parts
-                              if not part.block.is_free)
+        asked = measured_parts(space)
         known = sum(workload in table.entries for workload in asked)
         raise VerificationError(
             f"A table must be of the space that is asked for, but it is of {table.space!r} ({table.search_space.hash[:12]}), "
@@ -151,8 +155,9 @@ def table_warnings(table: LatencyTable, interval: Interval) -> list[str]:
         warnings.append(f"Only {held_out.networks} networks judge the table; a 95 % interval needs {_ENOUGH_HELD_OUT}.")
     if is_additive(held_out) is False:
         warnings.append(
-            f"The blocks do not add up: mean error {100 * held_out.mean_error:.1f} % (at most {100 * ADDITIVE_MEAN_ERROR:.0f} %), "
-            f"rank correlation {held_out.spearman:.3f} (at least {ADDITIVE_SPEARMAN}) on networks that no fit has seen.")
+            f"The blocks do not add up: on networks that no fit has seen, the mean error is {100 * held_out.mean_error:.1f} % "
+            f"(at most {100 * ADDITIVE_MEAN_ERROR:.0f} %) and the rank correlation {held_out.spearman:.3f} "
+            f"(at least {ADDITIVE_SPEARMAN}).")
     noisy = [row for row in block_costs(table, interval) if row.label == "noisy"]
     if noisy:
         worst = max(noisy, key=lambda row: row.relative_ci or 0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hwnas.ir.block import Part
-from hwnas.ir.steps import Edge, Step
+from hwnas.ir.steps import Edge, Space, Step
 from hwnas.latency.table import EntryRecord, LatencyTable
 
 Interval = Callable[[EntryRecord], tuple[float, float] | None]
@@ -102,15 +102,15 @@ class LayerCost:
         return sum(option.low_ms + option.high_ms for option in self.options) / (2 * max(len(self.options), 1))
 
 
-def measured_parts(table: LatencyTable) -> dict[str, Part]:
-    """Every distinct block of the table's space that takes time, by workload, in the space's order."""
-    return {part.workload: part for step in table.search_space.steps for edge in step.edges for part in edge.parts
+def measured_parts(space: Space) -> dict[str, Part]:
+    """Every distinct block of a space that takes time, by workload, in the space's order."""
+    return {part.workload: part for step in space.steps for edge in step.edges for part in edge.parts
             if not part.block.is_free}
 
 
 def block_costs(table: LatencyTable, interval: Interval) -> list[BlockCost]:
     """One row for every entry, in the table's order."""
-    parts, anchor_ms = measured_parts(table), table.anchor_ms
+    parts, anchor_ms = measured_parts(table.search_space), table.anchor_ms
     rows = []
     for workload, entry in table.entries.items():
         block, _, shape = workload.rpartition(" @ ")

@@ -50,8 +50,11 @@ class _Picture:
         """From the fastest to the slowest network, with some room."""
         values = [value for network in self.networks for value in (network.predicted_ms, network.measured_ms)]
         low, high = min(values), max(values)
-        room = (high / low) ** 0.05 if self.is_wide else 1.0
-        return (low / room, high * room) if self.is_wide else (max(low - 0.05 * (high - low), 0.0), high + 0.05 * (high - low))
+        if self.is_wide:
+            room = (high / low) ** 0.05
+            return low / room, high * room
+        room = max(0.05 * (high - low), 0.01 * high)
+        return max(low - room, 0.0), high + room
 
     @cached_property
     def is_wide(self) -> bool:
@@ -223,7 +226,7 @@ def _draw_layers(picture: _Picture, axes: "Axes") -> None:
 # Page
 
 def _page(picture: _Picture) -> str:
-    from plotly.subplots import make_subplots  # type: ignore[import-untyped]
+    from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=2, specs=[[{}, {"rowspan": 2}], [{}, None]], row_heights=(0.72, 0.28),
                            column_widths=(0.45, 0.55), vertical_spacing=0.09, horizontal_spacing=0.11,

@@ -1,0 +1,176 @@
+"""`hwnas table`: what it shows is what the table holds; nothing is replaced unasked; damage exits with 4."""
+
+import csv
+import json
+import pickle  # noqa: TID251 -- to make what must be refused
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hwnas.latency.table import EntryRecord, load_table
+from tests.cli.command import hwnas, hwnas_process, refused
+from tests.cli.conftest import DEVICE
+
+IMPORT = ("--space", "proxyless", "--device", "d", "--output", "o")
+COMMITTED = sorted((Path(__file__).parents[2] / "latency_tables").rglob("*.json"))
+
+
+@pytest.fixture
+def copy(table, tmp_path):
+    return Path(shutil.copy(table, tmp_path / "table.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_table(path):
+    """Sound, judged, and shown as it is."""
+    assert hwnas("table", "check", path, "--space", path.stem, "--json").json["additive"] in (True, False)
+    shown = hwnas("table", "show", path, "--top", 1000, "--json").json
+    stored = json.loads(path.read_text())
+    assert shown["environment"] == stored["environment"] and shown["entries"]["count"] == len(stored["entries"])
+    assert shown["held_out"]["networks"] == stored["held_out"]["networks"] and shown["bytes"] == path.stat().st_size
+    assert 0 <= shown["held_out"]["within_2_percent"] <= shown["held_out"]["within_5_percent"] <= 1
+    costs = [row["latency_ms"] for row in shown["costliest"]]
+    assert len(costs) == len(stored["entries"]) and costs == sorted(costs, reverse=True)
+    for row in shown["costliest"]:
+        entry = stored["entries"][f"{row['block']} @ {row['input_shape']}"]
+        assert row["isolated_ms"] == pytest.approx(entry["ratio"] * stored["anchor"]["latency_ms"])
+        assert row["isolated_lower_ms"] < row["isolated_ms"] < row["isolated_upper_ms"]
+
+
+def test_people_are_told_what_it_is(table):
+    told = hwnas("table", "show", table).out
+    for words in ("Latency table of tiny", "onnxruntime-cpu", "anchor", "judged on", "95 % interval", "additive", "dearest"):
+        assert words in told, words
+
+
+def test_a_table_and_itself(table):
+    found = hwnas("table", "diff", table, table, "--json").json
+    assert found["environment"] == [] and found["changed"] == [] and found["median_change"] == 0 and found["same_space"]
+
+
+def test_a_changed_table(table, tmp_path):
+    loaded = load_table(table)
+    first, second, *_ = loaded.entries
+    entries = {key: entry for key, entry in loaded.entries.items() if key != second}
+    entries[first] = EntryRecord(sessions=tuple(tuple(3 * ratio for ratio in session) for session in entries[first].sessions),
+                                 label="ok")
+    changed = replace(loaded, entries=entries, environment={**loaded.environment, "threads": 9}, networks=())
+    other = changed.save(tmp_path / "b.json")
+    done = hwnas("table", "diff", table, other, "--json")
+    assert done.code == 0 and done.json["only_in_first"] == [second] and done.json["only_in_second"] == []
+    assert [(row["workload"], round(row["relative"], 6)) for row in done.json["changed"]] == [(first, 2.0)]
+    assert done.json["environment"] == [{"key": "threads", "first": 1, "second": 9}]
+    told = hwnas("table", "diff", table, other).out
+    assert "threads" in told and "+200.0" in told
+
+
+# Checks
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-300], lambda text: text.replace('"threads": 1', '"threads": 2'),
+                                    lambda text: "{}", lambda text: "no JSON"], ids=["truncated", "edited", "empty", "text"])
+def test_damage_exits_with_4(damage, copy):
+    copy.write_text(damage(copy.read_text()))
+    before = copy.read_bytes()
+    assert str(copy) in refused(hwnas("table", "check", copy), 4)
+    assert str(copy) in refused(hwnas("table", "check", copy, "--json"), 4)
+    assert copy.read_bytes() == before
+    for verb in (("show", copy), ("diff", copy, copy), ("export", copy, "--format", "csv", "--output", copy.with_name("x.csv"))):
+        refused(hwnas("table", *verb), 2)
+    assert not copy.with_name("x.csv").exists()
+
+
+def test_what_is_missing_exits_with_4(table, copy, atom):
+    loaded = load_table(copy)
+    first, *rest = loaded.entries
+    replace(loaded, entries={key: loaded.entries[key] for key in rest}, networks=()).save(copy)
+    assert first in refused(hwnas("table", "check", copy), 4)
+    assert hwnas("table", "show", copy, "--json").json["entries"]["missing"] == 1
+    assert "'atom'" in refused(hwnas("table", "check", table, "--space", atom), 4)
+
+
+def test_another_environment_is_a_warning(copy):
+    loaded = load_table(copy)
+    assert "environment" not in " ".join(hwnas("table", "check", copy, "--device", DEVICE, "--json").json["warnings"])
+    replace(loaded, environment={**loaded.environment, "device": "Abacus 3000"}).save(copy)
+    done = hwnas("table", "check", copy, "--device", DEVICE, "--json")
+    assert done.code == 0 and any("device is 'Abacus 3000' there and" in one for one in done.json["warnings"])
+    assert "Abacus" in hwnas("table", "check", copy, "--device", DEVICE).out
+
+
+def test_a_real_process_exits_with_4(copy):
+    copy.write_text("{}")
+    done = hwnas_process("table", "check", copy)
+    assert done.code == 4 and done.out == "" and done.err.count("\n") == 1
+
+
+# Files
+
+def test_a_picture(table, tmp_path):
+    path = tmp_path / "table.png"
+    done = hwnas("table", "show", table, "--plot", path, "--json")
+    assert done.code == 0 and "Drawn" in done.err and done.json["space"] == "tiny"
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG") and "--overwrite" in refused(hwnas("table", "show", table, "--plot", path))
+    assert path.read_bytes() == content and hwnas("table", "show", table, "--plot", path, "--overwrite").code == 0
+    assert ".png" in refused(hwnas("table", "show", table, "--plot", tmp_path / "table.bmp"))
+
+
+def test_exports_and_what_comes_back(table, space, tmp_path):
+    export = ("table", "export", table, "--format")
+    assert hwnas(*export, "csv", "--output", tmp_path / "t.csv").code == 0
+    assert hwnas(*export, "json", "--output", tmp_path / "t.json").code == 0
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(json.loads((tmp_path / "t.json").read_text())["entries"]) == len(load_table(table).entries)
+    done = hwnas("table", "import", tmp_path / "t.csv", "--format", "hwnasbench-csv", "--unit", "ms", "--column", "isolated_ms",
+                 "--space", space, "--device", "Abacus", "--output", tmp_path / "imported.json", "--json")
+    assert done.code == 0 and done.json["entries"] == len(rows) and done.json["unused"] == 0
+    imported = tmp_path / "imported.json"
+    warnings = hwnas("table", "check", imported, "--json").json["warnings"]
+    assert len(warnings) == 2 and "imported" in warnings[0] and "No network has judged" in warnings[1]
+    assert "imported from" in hwnas("table", "show", imported).out
+    difference = hwnas("table", "diff", table, imported, "--json").json
+    assert difference["unit"] == "ms" and difference["unknown_intervals"] == len(rows) and difference["changed"] == []
+    assert abs(difference["median_change"]) < 1e-9
+    assert hwnas("feasible", "--table", imported, "--max-latency-ms", 1000).code == 0  # and it is a table like any other
+    refused(hwnas("profile", "--device", DEVICE, "--space", space, "--output", imported))  # but never mixed with measurements
+
+
+def test_nothing_is_replaced_unasked(table, copy, space):
+    there = copy.with_name("there.csv")
+    there.write_text("mine")
+    before = copy.read_bytes()
+    export = ("table", "export", copy, "--format", "csv", "--output")
+    imports = ("table", "import", there, "--format", "hwnasbench-csv", "--unit", "ms", "--space", space, "--device", "a",
+               "--output")
+    assert "--overwrite" in refused(hwnas(*export, there))
+    assert "--overwrite" in refused(hwnas(*imports, copy))
+    for arguments, source in ((export, copy), (imports, there)):  # nor the source, asked or not
+        assert "another name" in refused(hwnas(*arguments, source, "--overwrite"))
+        assert "another name" in refused(hwnas(*arguments, copy.parent, "--overwrite"))
+    assert there.read_text() == "mine" and copy.read_bytes() == before
+    assert hwnas(*export, there, "--overwrite").code == 0 and there.read_text().startswith("block,")
+    assert {one.name for one in copy.parent.iterdir()} == {"table.json", "there.csv"}
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (("table", "export", "{table}", "--format", "pickle", "--output", "o"), "csv or json"),
+    (("table", "import", "f.yaml", "--format", "ofa-yaml", *IMPORT), "--unit"),
+    (("table", "import", "f.yaml", "--format", "ofa-yaml", "--unit", "h", *IMPORT), "us, ms, s"),
+    (("table", "import", "f.yaml", "--format", "xls", "--unit", "ms", *IMPORT), "ofa-yaml"),
+    (("table", "import", "f.yaml", "--format", "ofa-yaml", "--unit", "ms", *IMPORT), "f.yaml"),
+    (("table", "import", "b.pkl", "--format", "ofa-yaml", "--unit", "ms", *IMPORT), "Pickles"),
+    (("table", "show", "gone.json"), "gone.json"), (("table", "check", "gone.json"), "gone.json"),
+    (("table", "check", "{table}", "--space", "spas"), "spas"), (("table", "check", "{table}", "--device", "abacus"), "abacus"),
+    (("table", "diff", "{table}", "gone.json"), "gone.json"), (("table", "show", "{table}", "--top", "-1"), "top"),
+    (("table", "sho", "{table}"), "sho"), (("table", "check", "."), "."),
+])
+def test_mistakes(arguments, word, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps({}))
+    done = hwnas(*[one.format(table=table) for one in arguments])
+    assert done.code == 2 and done.out == "" and "Traceback" not in done.err
+    assert word in done.error, done.error
+    assert [one.name for one in tmp_path.iterdir()] == ["b.pkl"]

@@ -1,0 +1,119 @@
+"""Tables beside each other and by themselves: differences that are there are found, and none that are not."""
+
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from hwnas.errors import VerificationError
+from hwnas.latency.compare import compare_tables, is_additive, rank_correlation, require_complete, table_warnings
+from hwnas.latency.table import AnchorRecord, EntryRecord, HeldOut
+from hwnas.spaces.load import load_space
+from tests.latency.test_table import _table
+
+
+def _interval(entry):
+    """Five percent around the ratio."""
+    return None if entry.label == "imported" else (0.95 * entry.ratio, 1.05 * entry.ratio)
+
+
+def _scaled(table, factors, label="ok"):
+    entries = {key: EntryRecord(sessions=((entry.ratio * factor,),), label=label)
+               for (key, entry), factor in zip(table.entries.items(), factors, strict=True)}
+    return replace(table, entries=entries)
+
+
+def test_a_table_does_not_differ_from_itself():
+    found = compare_tables(_table(), _table(), _interval)
+    assert (found.unit, found.only_in_first, found.only_in_second, found.changed) == ("ratio", (), (), ())
+    assert found.median_change == 0 and found.spearman == pytest.approx(1.0) and len(found.common) == len(_table().entries)
+
+
+def test_what_changed_beyond_both_intervals():
+    table = _table()
+    factors = [1.0, 1.09, 1.12, 0.5, 2.5, *[1.01] * (len(table.entries) - 5)]  # intervals of 5 % part between 1.10 and 1.11
+    found = compare_tables(table, _scaled(table, factors), _interval)
+    names = list(table.entries)
+    assert [change.workload for change in found.changed] == [names[4], names[3], names[2]]  # by how far, in either direction
+    assert [change.relative for change in found.changed] == pytest.approx([1.5, -0.5, 0.12])
+    assert found.median_change == pytest.approx(median(factors) - 1)
+
+
+def test_entries_of_one_table_alone():
+    table = _table()
+    first, second, *_ = table.entries
+    without = [replace(table, entries={key: entry for key, entry in table.entries.items() if key != name})
+               for name in (first, second)]
+    found = compare_tables(*without, _interval)
+    assert (found.only_in_first, found.only_in_second) == ((second,), (first,))
+    nothing = compare_tables(replace(table, entries={}), table, _interval)
+    assert nothing.common == () and nothing.median_change is None and nothing.spearman is None
+
+
+def test_ratios_to_different_anchors_are_not_compared():
+    table = _table()
+    other = replace(table, anchor=AnchorRecord(name="other", sha256="1" * 64, sessions_ms=(1.0,)))  # twice as slow
+    found = compare_tables(table, other, _interval)
+    assert found.unit == "ms" and len(found.changed) == len(table.entries)
+    assert {round(change.relative, 9) for change in found.common} == {1.0}
+    assert found.common[0].before == pytest.approx(table.anchor_ms * next(iter(table.entries.values())).ratio)
+
+
+def test_unknown_intervals_say_nothing():
+    table = _table()
+    found = compare_tables(table, _scaled(table, [9.0] * len(table.entries), "imported"), _interval)
+    assert found.changed == () and {change.beyond_intervals for change in found.common} == {None}
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=40))
+def test_rank_correlation_is_spearmans(pairs):
+    """Few values, so that many are equal."""
+    first, second = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert rank_correlation(first, second) is None
+    else:
+        assert rank_correlation(first, second) == pytest.approx(spearmanr(first, second).statistic)
+
+
+def test_rank_correlation_of_two_is_none():
+    assert rank_correlation([1.0, 2.0], [1.0, 2.0]) is None
+
+
+@pytest.mark.parametrize("networks, mean_error, spearman, verdict", [
+    (24, 0.013, 0.997, True), (24, 0.05, 0.9, True), (24, 0.051, 0.99, False), (24, 0.01, 0.89, False), (2, 0.0, 0.0, None)])
+def test_additivity(networks, mean_error, spearman, verdict):
+    assert is_additive(HeldOut(networks, mean_error, 0.2, 0.9, spearman, 0.1)) is verdict
+
+
+def test_completeness():
+    table = _table(networks=0)
+    require_complete(table)
+    require_complete(table, table.search_space)
+    first, *rest = table.entries
+    short = replace(table, entries={key: table.entries[key] for key in rest})
+    with pytest.raises(VerificationError, match=rf"1 of {len(rest) + 1} of 'toy' are missing, the first being stem\(") as refusal:
+        require_complete(short)
+    assert first in str(refusal.value) and "hwnas profile" in str(refusal.value)
+    with pytest.raises(VerificationError, match=r"'toy' .* 'mobile-cpu' .* has 0 of that one's 22 blocks"):
+        require_complete(table, load_space("mobile-cpu"))
+
+
+def test_warnings():
+    assert table_warnings(_table(noise=0.005), _interval) == []
+    assert [one for one in table_warnings(_table(held_out=10), _interval) if "Only 10 networks" in one]
+    assert [one for one in table_warnings(_table(held_out=0), _interval) if "No network has judged" in one]
+    noise = np.random.default_rng(0).uniform(0.3, 3, len(_table().networks))
+    records = [record.model_copy(update={"sessions": ((record.ratio * factor,),)})
+               for record, factor in zip(_table().networks, noise, strict=True)]
+    assert [one for one in table_warnings(replace(_table(), networks=tuple(records)), _interval) if "do not add up" in one]
+    table = _table(noise=0.005)
+    name = list(table.entries)[2]
+    noisy = replace(table, entries={**table.entries, name: EntryRecord(sessions=table.entries[name].sessions, label="noisy")})
+    (warning,) = table_warnings(noisy, lambda entry: (0.7 * entry.ratio, 1.3 * entry.ratio))
+    assert f"1 of {len(table.entries)} entries are noisy; the worst, {name}, is known to ± 30.0 %" in warning
+    imported = _scaled(replace(table, networks=()), [1.0] * len(table.entries), "imported")
+    assert table_warnings(imported, _interval)[0].startswith(f"{len(table.entries)} entries were imported")
