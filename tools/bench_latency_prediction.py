@@ -108,6 +108,22 @@ def session_scatter(table: LatencyTable) -> float:
     return float(np.median(scatter))
 
 
+def markdown(rows: list[dict]) -> str:
+    """The figures as docs/latency.md shows them."""
+    columns = ("runtime", "space", "scheme", "mean error", "largest", "within 2 %", "within 5 %", "Spearman", "interval",
+               "coverage", "minutes")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        for scheme in ("line", "corrected"):
+            found = row["schemes"][scheme]
+            cells = (row["runtime"], row["space"], scheme, f"{100 * found['mean_error']:.1f} %",
+                     f"{100 * found['max_error']:.1f} %", f"{100 * found['within_2_percent']:.0f} %",
+                     f"{100 * found['within_5_percent']:.0f} %", f"{found['spearman']:.3f}", f"± {100 * found['interval']:.1f} %",
+                     f"{100 * found['interval_coverage']:.0f} %", f"{row['minutes']:.1f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime-cpu", "openvino-cpu"])
@@ -151,6 +167,7 @@ def main() -> None:
         console.print(f"mean error of corrected from so many fitted networks: {learned}\n")
     if arguments.output:
         write_json(arguments.output, {"schema": "hwnas.latency-prediction/1", "rows": rows})
+        print(markdown(rows))
 
 
 if __name__ == "__main__":

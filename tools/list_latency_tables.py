@@ -1,5 +1,6 @@
 """Prints the rows of latency_tables/README.md from the tables themselves: python tools/list_latency_tables.py"""
 
+from collections import Counter
 from pathlib import Path
 
 from hwnas.latency.table import load_table
@@ -14,7 +15,9 @@ def rows() -> list[str]:
         table = load_table(path)
         environment, held_out = table.environment, table.held_out
         device = f"{environment['device']} (family/model/stepping {environment['device_id']})"
-        command = f"`hwnas profile --device {environment['runtime']} --space {table.space} --threads {environment['threads']}`"
+        roles = Counter(network.role for network in table.networks)
+        command = (f"`hwnas profile --device {environment['runtime']} --space {table.space} --threads {environment['threads']} "
+                   f"--fit-networks {roles['fit']} --held-out-networks {roles['held_out']}`")
         link = f"[{table.space}]({path.relative_to(path.parents[2])})"
         cells = (device, f"{environment['runtime']} {environment['runtime_version']}", link, f"{held_out.networks} networks",
                  f"{100 * held_out.mean_error:.1f} %", f"{100 * held_out.within_5_percent:.0f} %", f"{held_out.spearman:.3f}",

@@ -21,7 +21,7 @@ from hwnas.ir.grid import Floats
 
 _ROWS_PER_TERM = 4  # fewer networks than this for each term of the line, and the fit learns the noise
 _LEAST_FOR_CORRECTIONS = 24  # networks
-_SPREADS = tuple(float(spread) for spread in np.geomspace(0.25, 64, 17))
+_SPREADS = tuple(float(spread) for spread in np.geomspace(0.25, 256, 21))
 _WORTH = 0.97  # a fuller model must bring the leave-one-out error down to this share: noise alone makes one look a little better
 
 

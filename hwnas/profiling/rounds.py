@@ -47,7 +47,7 @@ class RoundsPlan:
     target_relative_ci: float = 0.03
     max_minutes: float = 30.0
     timing: TimingPlan = field(default_factory=lambda: TimingPlan(
-        sample_ms=1.0, min_pairs=16, max_pairs=64, max_seconds=0.4, warmup_pairs=5, max_warmup_seconds=0.2))
+        sample_ms=1.0, min_pairs=16, max_pairs=96, max_seconds=0.8, warmup_pairs=5, max_warmup_seconds=0.2))
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_sessions <= self.max_sessions:

@@ -37,6 +37,8 @@ _TYPICAL_DEGREES = 4
 # With five values even the whole range encloses the median in only 94 % of cases.
 _MIN_FOR_INTERVAL = 6
 
+_LONGEST_ANCHOR_MS = 20.0
+
 # An entry whose 95 % interval is wider than this to either side is labelled noisy.
 NOISY_RELATIVE_CI = 0.05
 
@@ -47,7 +49,8 @@ class TimingPlan:
 
     Args:
         sample_ms: Wall time of one timed sample; short calls are repeated to fill it, so that the timer and the loop
-            cost nothing, yet most samples end before the scheduler interrupts them.
+            cost nothing, yet most samples end before the scheduler interrupts them. Beside a longer call the anchor is
+            repeated for as long, up to 20 ms.
         min_pairs: Pairs before the first look at the interval.
         max_pairs: Pairs at most.
         target_relative_ci: Stop once the 95 % interval of the median ratio reaches this far to either side. Much less
@@ -285,8 +288,9 @@ class _Pair:
 
     def __init__(self, workload: Callable[[], object], anchor: Callable[[], object], sample_ms: float) -> None:
         self._workload, self._anchor = workload, anchor
-        self._workload_repeats = _repeats(workload, sample_ms)
-        self._anchor_repeats = _repeats(anchor, sample_ms)
+        self._workload_repeats, call_ms = _repeats(workload, sample_ms)
+        # A long call averages over what disturbs the machine; its anchor has to be as long, or it is the noisier half.
+        self._anchor_repeats, _ = _repeats(anchor, min(max(sample_ms, call_ms), _LONGEST_ANCHOR_MS))
 
     def take(self, order: random.Random) -> tuple[float, float]:
         """One sample of each in random order: ns per call of the workload and of the anchor."""
@@ -305,13 +309,13 @@ def _sample_ns(call: Callable[[], object], repeats: int) -> float:
     return max(time.perf_counter_ns() - start_ns, 1) / repeats
 
 
-def _repeats(call: Callable[[], object], sample_ms: float) -> int:
-    """How many calls fill one sample; doubles until half a sample is filled, so that the estimate itself is sound."""
+def _repeats(call: Callable[[], object], sample_ms: float) -> tuple[int, float]:
+    """How many calls fill one sample, and the ms of one; doubles until half a sample is filled, so that the estimate itself is sound."""
     repeats = 1
     while True:
         call_ns = _sample_ns(call, repeats)
         if call_ns * repeats >= 0.5e6 * sample_ms:
-            return math.ceil(1e6 * sample_ms / call_ns)
+            return math.ceil(1e6 * sample_ms / call_ns), call_ns / 1e6
         repeats *= 2
 
 

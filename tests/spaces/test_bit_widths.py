@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from hwnas.errors import InputError
@@ -16,6 +17,8 @@ from hwnas.lower.onnx import to_onnx
 from hwnas.spaces.bit_widths import PRECISIONS, build_resnet_bits, build_resnet_bits_cpu, with_precisions
 from hwnas.spaces.load import load_space
 from hwnas.spaces.resnet import build_resnet
+from tests.lower.test_parity import run_onnxruntime, run_openvino, run_torch
+from tests.lower.test_quantized import exact_images, exact_weights
 
 SPACE = SearchSpace("mixed", (3, 16, 16), (
     Fixed("stem", Stem(8, stride=1)),
@@ -171,3 +174,16 @@ def test_a_supernet_trains_and_its_networks_compute_the_same() -> None:
         network = extract(supernet.eval(), path)
         with torch.no_grad():
             torch.testing.assert_close(network(images), supernet(images, path))
+
+
+@pytest.mark.parametrize("name", ["resnet18-bits", "resnet34-bits", "resnet-bits-cpu"])
+def test_a_random_network_means_the_same_everywhere(name: str) -> None:
+    """With weights and images on a grid nothing is rounded by accident, so a whole network can be compared to float's end."""
+    space = load_space(name)
+    network = space.network(Trellis(space).sample(1, seed=8)[0])
+    weights, images = exact_weights(network), exact_images(network)[:1]
+    expected = run_torch(network, weights, images)
+    model = to_onnx(network, weights).SerializeToString()
+    assert np.ptp(expected) > 1
+    for run in (run_onnxruntime, run_openvino):
+        np.testing.assert_allclose(run(model, images), expected, atol=1e-5)

@@ -113,7 +113,7 @@ def test_random_networks_of_a_space_are_counted_by_its_edges_and_by_pytorch(name
         assert network.output_shape == (space.classes, 1, 1)
 
 
-@pytest.mark.parametrize("name", [name for name in SPACES if "bits" not in name])
+@pytest.mark.parametrize("name", [name for name in SPACES if "bits" not in name])  # those: tests/spaces/test_bit_widths.py
 def test_a_random_network_of_a_space_means_the_same_everywhere(name: str) -> None:
     space = space_of(name)
     trellis = Trellis(space, MacsCost())
