@@ -1,5 +1,7 @@
 """The documentation tells the truth: its commands and its Python run, its errors read as it says, its links lead somewhere."""
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -72,3 +74,13 @@ def test_commands_run(page, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     for word in re.findall(r"(?:--output|--plot) (\S+)", script):
         assert (tmp_path / word).exists(), word
+
+
+def test_latency_figures_are_those_of_the_benchmark():
+    spec = importlib.util.spec_from_file_location("bench_latency_prediction", ROOT / "tools" / "bench_latency_prediction.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    rows = json.loads((ROOT / "docs" / "latency-prediction.json").read_text())["rows"]
+    page = (ROOT / "docs" / "latency.md").read_text()
+    told = page.split("<!-- figures: begin -->")[1].split("<!-- figures: end -->")[0]
+    assert told.strip() == tool.markdown(rows), "run tools/bench_latency_prediction.py with --output, and copy what it prints"
