@@ -2,12 +2,15 @@
 
 from hwnas.errors import InputError, UnavailableError
 from hwnas.runtimes.base import Availability, Bound, Executable, Runtime, RuntimeConfig, TensorInfo
+from hwnas.runtimes.executorch import ExecuTorchCpu
 from hwnas.runtimes.mnn import MnnCpu
 from hwnas.runtimes.ncnn import NcnnCpu
 from hwnas.runtimes.onnxruntime import OnnxRuntimeCpu
 from hwnas.runtimes.onnxruntime_cuda import OnnxRuntimeCuda
 from hwnas.runtimes.openvino import OpenVinoCpu
 from hwnas.runtimes.tensorrt import TENSORRT, TENSORRT_RTX
+from hwnas.runtimes.torch_cpu import TorchCpu
+from hwnas.runtimes.torch_cuda import TorchCuda
 
 __all__ = [
     "RUNTIMES",
@@ -20,7 +23,8 @@ __all__ = [
     "load_runtime",
 ]
 
-_ALL: tuple[Runtime, ...] = (OnnxRuntimeCpu(), OpenVinoCpu(), NcnnCpu(), MnnCpu(), OnnxRuntimeCuda(), TENSORRT, TENSORRT_RTX)
+_ALL: tuple[Runtime, ...] = (OnnxRuntimeCpu(), OpenVinoCpu(), NcnnCpu(), MnnCpu(), ExecuTorchCpu(), TorchCpu(),
+                             OnnxRuntimeCuda(), TENSORRT, TENSORRT_RTX, TorchCuda())
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in _ALL}
 

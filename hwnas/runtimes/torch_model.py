@@ -5,16 +5,20 @@ straight-line code. What the graph knows beforehand (shapes, axes, bounds) becom
 parameters, and what follows from constants alone is computed once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from hwnas.errors import InputError
+from hwnas.runtimes.base import TensorInfo
 from hwnas.runtimes.onnx_model import OnnxModel
-from hwnas.runtimes.torch_operators import ONNX_DOMAINS, Function, NodeReader, to_dtype, to_tensor, translate
+from hwnas.runtimes.torch_operators import ONNX_DOMAINS, Function, NodeReader, Translations, to_dtype, to_tensor, translate
 
 _OLDEST_OPSET = 13  # since when axes and sizes are inputs
 
@@ -32,9 +36,15 @@ class Step:
     outputs: tuple[str, ...]
     finished: tuple[str, ...] = ()
 
-    def run(self, values: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-        result = self.function(*(values[name] for name in self.inputs))
-        return zip(self.outputs, result if len(self.outputs) > 1 else (result,), strict=True)
+    def run(self, values: dict[str, Any]) -> None:
+        """Adds its results to the tensors by name, and drops what is finished."""
+        result = self.function(*[values[name] for name in self.inputs])
+        if len(self.outputs) == 1:
+            values[self.outputs[0]] = result
+        else:
+            values.update(zip(self.outputs, result, strict=True))
+        for name in self.finished:  # its memory is the next step's, still in the cache
+            del values[name]
 
 
 class TorchModel(nn.Module):
@@ -42,7 +52,7 @@ class TorchModel(nn.Module):
 
     Args:
         steps: In an order in which every tensor is made before it is read.
-        constants: Weights by name.
+        constants: Weights by name; float32 becomes what is computed in.
         inputs: Names of the arguments of `forward`, in order.
         outputs: Names and dtypes of its results, in order.
         dtype: What is computed in: floating-point inputs are converted to it, and results from it.
@@ -54,29 +64,40 @@ class TorchModel(nn.Module):
         read = {name for step in steps for name in step.inputs} | set(outputs)
         self._weights = {name: f"weight{index}" for index, name in enumerate(sorted(read & set(constants)))}
         for name, attribute in self._weights.items():  # a parameter's name may not contain a dot
-            self.register_parameter(attribute, nn.Parameter(constants[name], requires_grad=False))
+            constant = constants[name]
+            value = _converted(constant, dtype) if constant.dtype == torch.float32 else constant
+            self.register_parameter(attribute, nn.Parameter(value, requires_grad=False))
         self._steps = tuple(steps)
         self._inputs = tuple(inputs)
         self._outputs = dict(outputs)
         self._dtype = dtype
 
+    def channels_last(self) -> "TorchModel":
+        """Lays out the weights of convolutions for (N, H, W, C) in memory, which their results then have too."""
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values = {name: getattr(self, attribute) for name, attribute in self._weights.items()}
+        parameters = self._parameters  # `getattr` of a module takes as long as a small layer's dispatch
+        values: dict[str, Any] = {name: parameters[attribute] for name, attribute in self._weights.items()}
         for name, value in zip(self._inputs, inputs, strict=True):
-            values[name] = value.to(self._dtype) if value.is_floating_point() else value
+            values[name] = _converted(value, self._dtype) if value.is_floating_point() else value
         for step in self._steps:
-            values.update(step.run(values))
-            for name in step.finished:  # its memory is the next step's, still in the cache
-                del values[name]
-        return tuple(values[name].to(dtype) for name, dtype in self._outputs.items())
+            step.run(values)
+        return tuple(_converted(values[name], dtype) for name, dtype in self._outputs.items())
 
 
-def build_torch_model(model: OnnxModel, dtype: torch.dtype = torch.float32) -> TorchModel:
+def build_torch_model(model: OnnxModel, dtype: torch.dtype = torch.float32, *, overrides: Translations = MappingProxyType({}),
+                      computed: Container[str] = ()) -> TorchModel:
     """Translates a model.
 
     Args:
         model: As `read_onnx` gives it.
         dtype: What is computed in wherever the model says float32.
+        overrides: Translations of operators instead of the usual ones.
+        computed: Tensors that every inference computes, although they follow from constants.
 
     Returns:
         A module from the model's inputs, in order, to the tuple of its outputs, both of the dtypes that the model says.
@@ -86,14 +107,14 @@ def build_torch_model(model: OnnxModel, dtype: torch.dtype = torch.float32) -> T
     """
     proto = onnx.load_from_string(model.content)
     _check_opset(proto)
-    constants = {tensor.name: to_tensor(tensor, dtype) for tensor in proto.graph.initializer}
+    constants = {tensor.name: to_tensor(tensor) for tensor in proto.graph.initializer}
     inputs = [tensor.name for tensor in model.inputs]
     known = {*inputs, *constants}
     steps = []
     for node in proto.graph.node:
-        step = _translate(node, constants, known, dtype)
-        if all(name in constants for name in step.inputs):
-            constants.update(step.run(constants))
+        step = _translate(NodeReader(node, constants, dtype), known, overrides)
+        if all(name in constants for name in step.inputs) and not any(name in computed for name in step.outputs):
+            step.run(constants)
         else:
             steps.append(step)
         known.update(step.outputs)
@@ -104,6 +125,27 @@ def build_torch_model(model: OnnxModel, dtype: torch.dtype = torch.float32) -> T
     return TorchModel(_with_last_reads(steps, set(outputs)), constants, inputs, outputs, dtype)
 
 
+def to_arrays(results: Sequence[Tensor], expected: Sequence[TensorInfo]) -> dict[str, np.ndarray]:
+    """Copies of tensors on whatever device, by name.
+
+    Raises:
+        ValueError: A tensor has another shape than the model says.
+    """
+    arrays = {}
+    for tensor, info in zip(results, expected, strict=True):
+        if tuple(tensor.shape) != info.shape:
+            raise ValueError(f"its output {info.name!r} comes out as {tuple(tensor.shape)} instead of {info.shape}")
+        here = tensor.cpu().contiguous()
+        arrays[info.name] = np.array(here.view(torch.uint16).numpy().view(info.dtype) if here.dtype == torch.bfloat16
+                                     else here.numpy())
+    return arrays
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor itself where it is of that type: tracers would record even the conversion that changes nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def _check_opset(proto: onnx.ModelProto) -> None:
     opset = max((entry.version for entry in proto.opset_import if entry.domain in ONNX_DOMAINS), default=0)
     if opset < _OLDEST_OPSET:
@@ -111,9 +153,8 @@ def _check_opset(proto: onnx.ModelProto) -> None:
                          "export it for a newer one.")
 
 
-def _translate(node: onnx.NodeProto, constants: Mapping[str, Tensor], known: set[str], dtype: torch.dtype) -> Step:
-    reader = NodeReader(node, constants, dtype)
-    function, inputs = translate(reader)
+def _translate(reader: NodeReader, known: set[str], overrides: Translations) -> Step:
+    function, inputs = translate(reader, overrides)
     for name in inputs:
         if name not in known:
             raise reader.refusal(f"no layer before it makes its input {name!r}")

@@ -20,6 +20,8 @@ from torch import Tensor
 from hwnas.errors import InputError
 
 Function = Callable[..., Any]
+Builder = Callable[["NodeReader"], Function]
+Translations = Mapping[str, tuple[Builder, int | None]]
 
 ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -62,7 +64,7 @@ class NodeReader:
 
     Args:
         node: The node.
-        constants: Every tensor that the graph knows beforehand.
+        constants: Every tensor that the graph knows beforehand, as it knows them.
         dtype: What is computed in wherever the model says float32.
     """
 
@@ -93,35 +95,40 @@ class NodeReader:
     def has(self, index: int) -> bool:
         return index < len(self.inputs) and self.inputs[index] != ""
 
+    def is_constant(self, index: int) -> bool:
+        return self.inputs[index] in self._constants
+
+    def tensor(self, index: int) -> Tensor:
+        """An input that the graph knows beforehand."""
+        if not self.is_constant(index):
+            raise self.refusal(f"its input {self.inputs[index]!r} is not a constant")
+        return self._constants[self.inputs[index]]
+
     def constant(self, index: int, default: Any = None) -> Any:
         """An input that the graph knows beforehand, as Python numbers."""
-        if not self.has(index):
-            return default
-        tensor = self._constants.get(self.inputs[index])
-        if tensor is None:
-            raise self.refusal(f"its input {self.inputs[index]!r} is not a constant")
-        return tensor.tolist()
+        return self.tensor(index).tolist() if self.has(index) else default
 
     def check_all_read(self) -> None:
         for name in self._attributes:
             raise self.refusal(f"its attribute {name!r} is not covered")
 
 
-def translate(reader: NodeReader) -> tuple[Function, tuple[str, ...]]:
+def translate(reader: NodeReader, overrides: Translations) -> tuple[Function, tuple[str, ...]]:
     """The function that computes a node, and the names of the tensors that it takes.
+
+    Args:
+        reader: The node.
+        overrides: Translations instead of those here.
 
     Raises:
         InputError: The operator, or this form of it, is not covered.
     """
-    count: int | None = None
-    if reader.operator in _PLAIN:
-        function = _PLAIN[reader.operator]
-    elif reader.operator in _BUILDERS:
-        build, count = _BUILDERS[reader.operator]
-        function = build(reader)
-    else:
+    found = overrides.get(reader.operator) or TRANSLATIONS.get(reader.operator)
+    if found is None:
         raise InputError(f"There is no PyTorch form of the ONNX operator {reader.operator!r} here: use a runtime that reads "
                          "ONNX itself.")
+    build, count = found
+    function = build(reader)
     if len(reader.outputs) > 1 and reader.operator != "Split":
         raise reader.refusal("it has several outputs")
     reader.check_all_read()
@@ -133,18 +140,26 @@ def translate(reader: NodeReader) -> tuple[Function, tuple[str, ...]]:
     return function, tuple(names)
 
 
-def to_tensor(tensor: onnx.TensorProto, dtype: torch.dtype) -> Tensor:
-    """A constant of the graph; float32 becomes what is computed in."""
-    array = numpy_helper.to_array(tensor)
-    if tensor.data_type == TensorProto.BFLOAT16:  # numpy has it from ml_dtypes, which PyTorch does not read
-        return torch.from_numpy(array.astype(np.float32)).bfloat16()
-    found = torch.from_numpy(np.array(array, order="C"))  # a copy: the file's own memory is read-only
-    return found.to(dtype) if found.dtype == torch.float32 else found
+def to_tensor(tensor: onnx.TensorProto) -> Tensor:
+    """A constant of the graph."""
+    return to_torch(numpy_helper.to_array(tensor))
+
+
+def to_torch(array: np.ndarray) -> Tensor:
+    """A copy of an array. PyTorch reads all of numpy's types but the one that numpy has from ml_dtypes."""
+    copy = np.array(array, order="C")
+    if copy.dtype.name == "bfloat16":
+        return torch.from_numpy(copy.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(copy)
 
 
 def to_dtype(dtype: np.dtype) -> torch.dtype:
     """PyTorch's type for numpy's."""
     return torch.bfloat16 if dtype.name == "bfloat16" else torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def _always(function: Function) -> Builder:
+    return lambda node: function
 
 
 def _conv(node: NodeReader) -> Function:
@@ -218,6 +233,8 @@ def _clip(node: NodeReader) -> Function:
     low, high = node.constant(1), node.constant(2)
     if low is None and high is None:
         return lambda x: x
+    if low is not None and high is not None and low < high:
+        return partial(F.hardtanh, min_val=low, max_val=high)  # the same, and compilers fuse it with the layer before
     return partial(torch.clamp, min=low, max=high)
 
 
@@ -263,7 +280,8 @@ def _slice(node: NodeReader) -> Function:
     axes, steps = node.constant(3, list(range(len(starts)))), node.constant(4, [1] * len(starts))
     if min(steps, default=1) < 1:
         raise node.refusal("it steps backwards")
-    cuts = dict(zip(axes, (slice(*bounds) for bounds in zip(starts, ends, steps, strict=True)), strict=True))
+    bounds = (slice(*bound) for bound in zip(starts, ends, steps, strict=True))
+    cuts: dict[int, slice] = dict(zip(axes, bounds, strict=True))
     return lambda x: x[tuple(cuts.get(axis, cuts.get(axis - x.ndim, slice(None))) for axis in range(x.ndim))]
 
 
@@ -318,7 +336,7 @@ def _resize(node: NodeReader) -> Function:
     target = sizes or scales
     if target is None or len(target) != 4:
         raise node.refusal("it is not of images (N, C, H, W)")
-    options: dict[str, Any] = {"size": sizes[2:]} if sizes else {"scale_factor": scales[2:], "recompute_scale_factor": False}
+    options: dict[str, Any] = {"size" if sizes else "scale_factor": target[2:]}
     if (mode, coordinates) == ("linear", "half_pixel"):
         options |= {"mode": "bilinear", "align_corners": False}
     elif (mode, coordinates, rounding) == ("nearest", "asymmetric", "floor"):
@@ -353,35 +371,40 @@ def _constant(node: NodeReader) -> Function:
     for name in ("value_float", "value_floats", "value_int", "value_ints"):
         value = node.attribute(name)
         if value is not None:
-            return lambda: torch.tensor(value, dtype=node.dtype if "float" in name else torch.int64)
+            return partial(torch.tensor, value, dtype=torch.float32 if "float" in name else torch.int64)
     value = node.attribute("value")
     if value is None:
         raise node.refusal("its value is no tensor of numbers")
-    return lambda: to_tensor(value, node.dtype)
+    return partial(to_tensor, value)
 
 
 def _quantize(node: NodeReader) -> Function:
     """round(x / scale) + zero point, in float32 whatever is computed in: its steps are finer than those of a short float."""
-    axis = _quantized_axis(node)
+    axis, step = _quantized_axis(node), _single(node, 1)
     if not node.has(2):
         raise node.refusal("its zero point, which says the type, is left out")
 
     def quantize(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        scale, shift = _along(scale, x, axis), _along(zero, x, axis)
         limits = torch.iinfo(zero.dtype)
-        return torch.clamp(torch.round(x.float() / scale.float()) + shift, limits.min, limits.max).to(zero.dtype)
+        ratio = x.float() / (_along(scale, x, axis).float() if step is None else step)
+        return torch.clamp(torch.round(ratio) + _along(zero, x, axis), limits.min, limits.max).to(zero.dtype)
 
     return quantize
 
 
 def _dequantize(node: NodeReader) -> Function:
-    axis, dtype = _quantized_axis(node), node.dtype
+    axis, step, dtype = _quantized_axis(node), _single(node, 1), node.dtype
 
     def dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         shifted = x.float() if zero is None else x.float() - _along(zero, x, axis)
-        return (shifted * _along(scale, x, axis).float()).to(dtype)
+        return (shifted * (_along(scale, x, axis).float() if step is None else step)).to(dtype)
 
     return dequantize
+
+
+def _single(node: NodeReader, index: int) -> float | None:
+    """A constant input that is one number, as exact as the graph has it; None for any other."""
+    return float(node.tensor(index)) if node.is_constant(index) and node.tensor(index).ndim == 0 else None
 
 
 def _quantized_axis(node: NodeReader) -> int:
@@ -395,7 +418,8 @@ def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 # How the function is made, and how many of a node's inputs are tensors that it takes (None: all).
-_BUILDERS: dict[str, tuple[Callable[[NodeReader], Function], int | None]] = {
+TRANSLATIONS: Translations = {
+    **{operator: (_always(function), None) for operator, function in _PLAIN.items()},
     "AveragePool": (_average_pool, None),
     "BatchNormalization": (_batch_norm, None),
     "Cast": (_cast, None),

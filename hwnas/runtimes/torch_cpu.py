@@ -1,0 +1,105 @@
+"""PyTorch on the CPU (`torch-cpu`), eager and in channels_last: a network as PyTorch runs it without any deployment.
+
+Eager because nothing else is as robust: `torch.compile` needs a C++ compiler and long for each network, without being faster
+on most, and TorchScript is deprecated. Eight-bit integers compute in floating point, as the model spells out.
+
+The number of threads belongs to the process. It is set for each inference and set back after it, which costs next to nothing,
+so that executables with different numbers, and a training beside them, do not disturb each other.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas.errors import HwnasError
+from hwnas.runtimes.base import (
+    Availability,
+    Bound,
+    Executable,
+    RuntimeConfig,
+    Setting,
+    check_inputs,
+    check_precision,
+    compile_refusal,
+    probe_package,
+)
+from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class TorchCpu:
+    """PyTorch's own kernels and oneDNN's, operator by operator."""
+
+    name = "torch-cpu"
+    precisions: tuple[str, ...] = tuple(_DTYPES)
+
+    def availability(self) -> Availability:
+        return probe_package("torch", "pip install torch")
+
+    def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
+        check_precision(self, config)
+        return {
+            "execution": "eager",
+            "memory_format": "channels_last",
+            "dtype": _DTYPES[config.precision],
+            "num_threads": config.threads,
+        }
+
+    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+        settings = self.settings(config)
+        onnx_model = read_onnx(model)
+        import torch
+
+        from hwnas.runtimes.torch_model import build_torch_model
+
+        try:
+            module = build_torch_model(onnx_model, getattr(torch, str(settings["dtype"]))).channels_last()
+            executable = _TorchCpuExecutable(module, onnx_model, config.threads)
+            # Only a run shows whether the layers fit each other.
+            executable.run({tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in onnx_model.inputs})
+        except HwnasError:
+            raise
+        except Exception as error:  # PyTorch's operators raise errors of many kinds
+            raise compile_refusal(self, error) from None
+        return executable
+
+
+class _TorchCpuExecutable:
+    def __init__(self, module: Any, model: OnnxModel, threads: int) -> None:
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self._module = module
+        self._threads = threads
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        bound = self.bind(inputs)
+        bound()
+        return bound.read_outputs()
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
+        from hwnas.runtimes.torch_model import to_arrays
+        from hwnas.runtimes.torch_operators import to_torch
+
+        tensors = [to_torch(array) for array in check_inputs(self.inputs, inputs).values()]
+        results: list[Any] = []
+        return Bound(infer=partial(_infer, self._module, tensors, results, self._threads),
+                     read_outputs=lambda: to_arrays(results, self.outputs))
+
+    def close(self) -> None:
+        self._module = None
+
+
+def _infer(module: Any, tensors: list[Any], results: list[Any], threads: int) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            results[:] = module(*tensors)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,156 @@
+"""PyTorch on an NVIDIA GPU (`torch-cuda`): eager layers in channels_last, recorded once as a CUDA graph.
+
+A graph is one launch, so what is measured is the GPU's work and not Python's. Inputs and outputs stay on the GPU.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas.errors import HwnasError, UnavailableError
+from hwnas.runtimes.base import (
+    Availability,
+    Bound,
+    Executable,
+    RuntimeConfig,
+    Setting,
+    check_inputs,
+    check_precision,
+    compile_refusal,
+    probe_package,
+)
+from hwnas.runtimes.nvidia import find_module, gpu_settings, missing_modules, why_unusable
+from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+
+_INSTALL = "pip install --force-reinstall torch nvidia-ml-py"  # PyTorch's packages for CPUs bear the same name
+_LIBRARY = "torch_cuda.dll" if sys.platform == "win32" else "libtorch_cuda.so"
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_WARM_UPS = 3  # cuDNN chooses its algorithms in the first
+
+
+class TorchCuda:
+    """cuDNN and PyTorch's own kernels; float32 is float32, without the tensor cores' TF32."""
+
+    name = "torch-cuda"
+    precisions: tuple[str, ...] = tuple(_DTYPES)
+
+    def availability(self) -> Availability:
+        reason = why_unusable([missing_modules(["torch", "pynvml"], _INSTALL), _why_not_for_gpus()])
+        return Availability(False, reason=reason) if reason else probe_package("torch", _INSTALL)
+
+    def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
+        check_precision(self, config)
+        return {
+            **gpu_settings(),
+            "execution": "eager, as a CUDA graph",
+            "memory_format": "channels_last",
+            "dtype": _DTYPES[config.precision],
+            "allow_tf32": False,
+            "cudnn_benchmark": True,
+            "num_threads": config.threads,  # of the CPU, which computes nothing
+        }
+
+    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+        settings = self.settings(config)
+        onnx_model = read_onnx(model)
+        found = self.availability()
+        if not found.available:
+            raise UnavailableError(f"{self.name} is not usable here: {found.reason}.")
+        import torch
+
+        from hwnas.runtimes.torch_model import build_torch_model
+
+        if not torch.cuda.is_available():
+            raise UnavailableError(f"{self.name} is not usable here: PyTorch {torch.__version__} finds no GPU of its CUDA "
+                                   f"{torch.version.cuda}; compare it with the version that `nvidia-smi` reports.")
+        if config.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UnavailableError(f"{self.name} cannot run in bf16: this GPU has no bf16 arithmetic; choose fp16.")
+        try:
+            module = build_torch_model(onnx_model, getattr(torch, str(settings["dtype"]))).channels_last()
+            executable = _TorchCudaExecutable(module.cuda(), onnx_model)
+            # Only a run shows whether the layers fit each other.
+            executable.run({tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in onnx_model.inputs})
+        except HwnasError:
+            raise
+        except Exception as error:  # PyTorch's operators raise errors of many kinds
+            raise compile_refusal(self, error) from None
+        return executable
+
+
+class _TorchCudaExecutable:
+    def __init__(self, module: Any, model: OnnxModel) -> None:
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self._module = module
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        from hwnas.runtimes.torch_model import to_arrays
+
+        tensors = self._to_gpu(inputs)
+        with _settled_arithmetic():
+            return to_arrays(self._module(*tensors), self.outputs)
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
+        from hwnas.runtimes.torch_model import to_arrays
+
+        recording = _Recording(self._module, self._to_gpu(inputs))
+        return Bound(infer=recording.replay, read_outputs=lambda: to_arrays(recording.results, self.outputs))
+
+    def close(self) -> None:
+        self._module = None
+
+    def _to_gpu(self, inputs: Mapping[str, np.ndarray]) -> list[Any]:
+        from hwnas.runtimes.torch_operators import to_torch
+
+        return [to_torch(array).cuda() for array in check_inputs(self.inputs, inputs).values()]
+
+
+class _Recording:
+    """An inference as a CUDA graph, which points to its inputs, weights and results."""
+
+    def __init__(self, module: Any, inputs: Sequence[Any]) -> None:
+        import torch
+
+        self._kept_alive = (module, inputs)
+        self._graph = torch.cuda.CUDAGraph()
+        self._finished = torch.cuda.Event()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which copies the inputs
+        with _settled_arithmetic():
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    module(*inputs)
+            with torch.cuda.graph(self._graph, stream=stream):
+                self.results = module(*inputs)
+
+    def replay(self) -> None:
+        self._graph.replay()
+        self._finished.record()
+        self._finished.synchronize()
+
+
+@contextmanager
+def _settled_arithmetic() -> Iterator[None]:
+    """What decides how PyTorch computes on the GPU, whatever else this process has chosen."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def _why_not_for_gpus() -> str | None:
+    """Whether the PyTorch that is installed is one without CUDA."""
+    package = find_module("torch")
+    if package is None or package.origin is None or (Path(package.origin).parent / "lib" / _LIBRARY).exists():
+        return None
+    return f"the torch installed here was built without CUDA; run: {_INSTALL}"
