@@ -310,7 +310,7 @@ def _sample_ns(call: Callable[[], object], repeats: int) -> float:
 
 
 def _repeats(call: Callable[[], object], sample_ms: float) -> tuple[int, float]:
-    """How many calls fill one sample, and the ms of one; doubles until half a sample is filled, so that the estimate itself is sound."""
+    """How many calls fill one sample, and the ms of one; doubles until half a sample is filled, so that both are sound."""
     repeats = 1
     while True:
         call_ns = _sample_ns(call, repeats)
