@@ -144,7 +144,7 @@ def test_a_real_ctrl_c_leaves_a_checkpoint(reference, tmp_path):
             child.send_signal(signal.SIGINT)
             break
     _, told = child.communicate(timeout=60)
-    # Python's exit code for it is that of the signal, or 1 where a package that torch imports runs code on the way out.
+    # Python ends with the signal, or with 1, which depends on what else is installed: what counts is what it raised.
     assert child.returncode in (-signal.SIGINT, 1) and told.rstrip().endswith("\nKeyboardInterrupt")
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] >= 5
     train_supernet(tiny_space(), tiny_dataset(), tmp_path, CONFIG)
