@@ -15,7 +15,7 @@ TABLES = sorted((ROOT / "latency_tables").rglob("*.json"))
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: "/".join(path.parts[-3:]))
 def test_table_is_complete_small_and_of_the_published_space(path):
     table = load_table(path)
-    assert not table.missing_workloads()
+    assert not table.missing_workloads() and (table.effort is None or table.effort.complete)
     assert table.search_space.hash == load_space(table.space).hash, "the space has changed since: profile it again"
     assert path.stat().st_size < 1 << 20
     environment = table.environment

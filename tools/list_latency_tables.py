@@ -18,7 +18,8 @@ def rows() -> list[str]:
         roles = Counter(network.role for network in table.networks)
         command = (f"`hwnas profile --device {environment['runtime']} --space {table.space} --threads {environment['threads']} "
                    f"--fit-networks {roles['fit']} --held-out-networks {roles['held_out']}`")
-        link = f"[{table.space}]({path.relative_to(path.parents[2])})"
+        link = f"[{table.space}]({path.relative_to(path.parents[2])})" + (
+            f" without {len(table.refused)} refused blocks" if table.refused else "")
         cells = (device, f"{environment['runtime']} {environment['runtime_version']}", link, f"{held_out.networks} networks",
                  f"{100 * held_out.mean_error:.1f} %", f"{100 * held_out.within_5_percent:.0f} %", f"{held_out.spearman:.3f}",
                  f"± {100 * held_out.interval:.1f} %", command)

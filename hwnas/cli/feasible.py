@@ -7,6 +7,7 @@ import typer
 
 from hwnas.cli.console import big, ms, ms_range, percent, print_json, print_table
 from hwnas.cli.options import check_budgets
+from hwnas.cli.refused import warn_of_refused
 
 
 def feasible_command(
@@ -20,6 +21,7 @@ def feasible_command(
     from hwnas.latency.table import load_table
 
     loaded = load_table(table)
+    warn_of_refused(loaded)
     trellis = Trellis(loaded.search_space, loaded, resolution=MAX_RESOLUTION)  # a count is worth some milliseconds more
     results: list[dict[str, Any]] = []
     refusal = None
@@ -40,8 +42,9 @@ def feasible_command(
     if json:
         print_json(document)
     else:
+        runs = f"{big(trellis.count())} of " if trellis.count() < loaded.search_space.size else ""
         print_table(f"{loaded.space} on {document['device']}: {ms_range(trellis.min_cost(), trellis.max_cost())}, "
-                    f"{big(loaded.search_space.size)} networks",
+                    f"{runs}{big(loaded.search_space.size)} networks",
                     ("budget ms", "networks within", "share", "upper end within", "one of them", "its ms"),
                     [(f"{row['max_latency_ms']:g}", big(row["count"]), percent(row["share"]), big(row["promised_count"]),
                       *((" ".join(row["example"]["choices"].values()), ms(row["example"]["latency_ms"])) if row["example"]

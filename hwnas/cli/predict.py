@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hwnas.cli.console import ms, print_json, print_table
+from hwnas.cli.refused import warn_of_refused
 from hwnas.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def predict_command(
     elif network:
         networks = [_path_of(load_network(name), loaded.search_space) for name in network]
     else:
-        networks = Trellis(loaded.search_space).sample(random or 0, seed=seed)
+        warn_of_refused(loaded)
+        networks = Trellis(loaded.search_space, loaded).sample(random or 0, seed=seed)
     predictions = loaded.predict_many(networks)
     if json:
         print_json([{"architecture": network.to_dict(), "latency_ms": one.latency_ms, "lower_ms": one.lower_ms,

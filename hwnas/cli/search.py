@@ -7,6 +7,7 @@ import typer
 
 from hwnas.cli.console import ms, percent, print_facts, print_json, progress_bar, quantity, say
 from hwnas.cli.options import check_budgets
+from hwnas.cli.refused import warn_of_refused
 from hwnas.errors import InputError
 
 
@@ -43,6 +44,7 @@ def search_command(
     space = constraint = None
     if table is not None and max_latency_ms is not None:
         loaded = load_table(table)
+        warn_of_refused(loaded)
         space, constraint = loaded.search_space, latency_constraint(loaded, max_latency_ms)
         if not constraint.promised:
             say(f"Note: {max_latency_ms:g} ms is so near the fastest network that only the prediction, not its upper end, can "

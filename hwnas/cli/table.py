@@ -1,17 +1,18 @@
 """Latency tables: looked at, compared, checked, exported to spreadsheets and scripts, imported from other tools."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hwnas.cli.console import big, ms, percent, print_facts, print_json, print_table, say, stdout
+from hwnas.cli.refused import warn_of_refused
 from hwnas.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from hwnas.latency.compare import TableDifference
-    from hwnas.latency.table import EntryRecord, LatencyTable
+    from hwnas.latency.table import LatencyTable
 
 _File = Annotated[Path, typer.Argument(help="Table file.", metavar="FILE")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file that is written.")]
@@ -36,11 +37,12 @@ def table_show_command(
         check_picture_path(plot)
         _check_new(plot, overwrite, file)
     table = load_table(file)
+    warn_of_refused(table)
     if plot is not None:
         from hwnas.report.table import draw_table
 
         say(f"Drawn in {draw_table(table, plot)}.")
-    blocks = sorted(block_costs(table, _interval), key=lambda row: -(row.latency_ms or 0.0))
+    blocks = sorted(block_costs(table), key=lambda row: -(row.latency_ms or 0.0))
     document = _document(file, table) | {"costliest": [vars(row) for row in blocks[:top]]}
     if json:
         print_json(document)
@@ -51,6 +53,7 @@ def table_show_command(
         print_table(f"The dearest of {len(blocks)} blocks", ("block", "input", "in a network, ms", "alone, ms", "± %", "label"), [
             (row.block, row.input_shape, "" if row.latency_ms is None else ms(row.latency_ms), ms(row.isolated_ms),
              "" if row.relative_ci is None else f"{100 * row.relative_ci:.1f}", row.label) for row in blocks[:top]])
+    _print_refused(document["refused"])
 
 
 def table_diff_command(
@@ -65,7 +68,7 @@ def table_diff_command(
     from hwnas.profiling.environment import compare_environments
 
     tables = load_table(first), load_table(second)
-    found = compare_tables(*tables, _interval)
+    found = compare_tables(*tables)
     environment = compare_environments(tables[0].environment, tables[1].environment)
     same_space = tables[0].search_space.hash == tables[1].search_space.hash
     if json:
@@ -98,7 +101,7 @@ def table_check_command(
 ) -> None:
     """Whether a table is whole and complete (exit 4 when not), and what to know before trusting it."""
     from hwnas.latency.compare import is_additive, require_complete, table_warnings
-    from hwnas.latency.summary import held_out_document
+    from hwnas.latency.summary import held_out_document, refused_blocks
     from hwnas.latency.table import load_table
     from hwnas.spaces.load import load_space
 
@@ -110,14 +113,19 @@ def table_check_command(
     except InputError as error:
         raise VerificationError(str(error)) from None
     require_complete(table, wanted)
-    warnings = [*table_warnings(table, _interval), *(_foreign_environment(table, device) if device is not None else ())]
+    warn_of_refused(table)
+    refused = _refused(refused_blocks(table))
+    warnings = [*table_warnings(table), *(_foreign_environment(table, device) if device is not None else ())]
     additive, held_out = is_additive(table.held_out), held_out_document(table)
     if json:
-        print_json({"table": str(file), "space": table.space, "entries": len(table.entries), "complete": True,
+        print_json({"table": str(file), "space": table.space, "entries": len(table.entries), "refused": refused,
+                    "complete": table.effort is None or table.effort.complete,
                     "additive": additive, "held_out": held_out, "warnings": warnings})
         return
-    print_facts(f"{file} is whole, and has every block of {table.space}", [
+    but = f" but {len(refused)} that are refused" if refused else ""
+    print_facts(f"{file} is whole, and has every block of {table.space}{but}", [
         ("additive", _additive(additive)), *_held_out_facts(held_out), *(("warning", warning) for warning in warnings)])
+    _print_refused(refused)
 
 
 def table_export_command(
@@ -137,9 +145,9 @@ def table_export_command(
     _check_new(output, overwrite, file)
     table = load_table(file)
     if format == "csv":
-        write_atomic(output, to_csv(table, _interval))
+        write_atomic(output, to_csv(table))
     else:
-        write_json(output, to_json(table, _interval))
+        write_json(output, to_json(table))
     if json:
         print_json({"table": str(file), "output": str(output), "format": format, "entries": len(table.entries),
                     "constant_ms": table.constant})
@@ -179,16 +187,6 @@ def table_import_command(
         ("interval", "unknown: what it was measured with, and how well its sum predicts networks, is not in the file")])
 
 
-def _interval(entry: "EntryRecord") -> tuple[float, float] | None:
-    """The 95 % interval of an entry's ratio over its sessions."""
-    from hwnas.profiling.measure import SessionSamples
-    from hwnas.profiling.timing import combine_sessions
-
-    if entry.label == "imported":
-        return None
-    return combine_sessions([SessionSamples(ratios, 1.0) for ratios in entry.sessions]).ratio_ci
-
-
 def _check_new(output: Path, overwrite: bool, source: Path) -> None:
     """Refuses to replace what is there unasked, and the source always."""
     if output.exists() and source.exists() and output.samefile(source):
@@ -201,19 +199,23 @@ def _check_new(output: Path, overwrite: bool, source: Path) -> None:
 def _document(file: Path, table: "LatencyTable") -> dict[str, Any]:
     """What `show --json` prints, but for the dearest blocks."""
     from hwnas.latency.compare import is_additive
-    from hwnas.latency.summary import block_costs, held_out_document
+    from hwnas.latency.summary import block_costs, excluded_options, held_out_document, refused_blocks
 
     stored = table.to_dict()
     labels = [entry.label for entry in table.entries.values()]
-    known = [(row.relative_ci, row.workload) for row in block_costs(table, _interval) if row.relative_ci is not None]
+    known = [(row.relative_ci, row.workload) for row in block_costs(table) if row.relative_ci is not None]
     relative_ci, workload = max(known, default=(None, None))
+    refused = refused_blocks(table)
     return {
         "file": str(file), "bytes": file.stat().st_size, **{key: stored[key] for key in ("schema", "space", "space_hash")},
         "size": table.search_space.size, "environment": stored["environment"],
         "anchor": {"name": table.anchor.name, "sha256": table.anchor.sha256, "latency_ms": table.anchor_ms,
                    "sessions": len(table.anchor.sessions_ms)},
         "entries": {"count": len(labels), **{label: labels.count(label) for label in ("ok", "noisy", "imported")},
-                    "missing": len(table.missing_workloads()), "widest_relative_ci": relative_ci, "widest": workload},
+                    "refused": len(refused), "missing": len(table.missing_workloads()), "widest_relative_ci": relative_ci,
+                    "widest": workload},
+        "refused": _refused(refused), "excluded_options": [one._asdict() for one in excluded_options(table)],
+        "effort": None if table.effort is None else stored["effort"] | {"complete": table.effort.complete},
         "networks": {role: sum(record.role == role for record in table.networks) for role in ("fit", "held_out", "exported")},
         "calibration": stored["calibration"], "constant_ms": table.constant, "held_out": held_out_document(table),
         "additive": is_additive(table.held_out)}
@@ -223,7 +225,8 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The document in words."""
     there, anchor, entries = document["environment"], document["anchor"], document["entries"]
     settings = ", ".join(f"{key.removeprefix(_SETTING)} {value}" for key, value in there.items() if key.startswith(_SETTING))
-    counts = ", ".join(f"{entries[label]} {label}" for label in ("ok", "noisy", "imported", "missing") if entries[label])
+    counts = ", ".join(f"{entries[label]} {label}" for label in ("ok", "noisy", "imported", "refused", "missing")
+                       if entries[label])
     runtime = [there.get("runtime"), there.get("runtime_version"), there.get("precision")]
     facts = [("file", f"{document['file']}, {document['bytes'] / 1024:.0f} KiB"),
              ("space", f"{document['space']} ({document['space_hash'][:12]}), {big(document['size'])} networks"),
@@ -238,12 +241,38 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
     else:
         facts += [("measured", there.get("measured_utc", "at a time that is not recorded")),
                   ("anchor", f"{ms(anchor['latency_ms'])} ms ({anchor['name']}), median of {anchor['sessions']} sessions")]
+    if document["effort"] is not None:
+        facts.append(("effort", _effort(document["effort"])))
+    if entries["missing"] or (document["effort"] is not None and not document["effort"]["complete"]):
+        facts.append(("incomplete", "not everything is measured yet: the same 'hwnas profile' command completes the table"))
     facts.append(("blocks", f"{entries['count']} ({counts})"))
     if entries["widest"] is not None:
         facts.append(("widest interval", f"± {percent(entries['widest_relative_ci'])}, {entries['widest']}"))
     if document["networks"]["fit"] or document["networks"]["exported"]:
         facts.append(("calibration", _calibration(document["calibration"])))
     return [*facts, *_held_out_facts(document["held_out"]), ("additive", _additive(document["additive"]))]
+
+
+def _effort(fields: Mapping[str, Any]) -> str:
+    """Sessions, and the pace at which they came."""
+    sessions, minutes = fields["sessions"], fields["minutes"]
+    words = f"{sessions} of {fields['planned_sessions']} sessions in {minutes:.1f} min"
+    if not minutes:
+        return words
+    return f"{words}, {100 * fields['timing_minutes'] / minutes:.0f} % of it timing, {sessions / minutes:.0f} sessions a minute"
+
+
+def _refused(blocks: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"workload": workload, "reason": reason} for workload, reason in blocks.items()]
+
+
+def _print_refused(refused: Iterable[Mapping[str, str]]) -> None:
+    """Every refused block and why, if there are any."""
+    rows = [(*one["workload"].rsplit(" @ ", 1), one["reason"]) for one in refused]
+    if rows:
+        stdout.print()
+        title = f"{len(rows)} refused: no network with one of these is predicted or searched"
+        print_table(title, ("block", "input", "why"), rows)
 
 
 def _optional(there: Mapping[str, Any], key: str, words: str) -> str:
@@ -293,16 +322,16 @@ def _difference(found: "TableDifference", same_space: bool) -> list[tuple[str, A
 
 
 def _foreign_environment(table: "LatencyTable", device: str) -> list[str]:
-    """One sentence about what differs between this machine and the table's, if anything."""
-    from hwnas.profiling.anchor import anchor_sha256
-    from hwnas.profiling.environment import compare_environments, environment_fingerprint
-    from hwnas.runtimes import load_runtime
+    """One sentence about what differs between a device and the table's, if anything."""
+    from hwnas.profiling.device import open_device
+    from hwnas.profiling.environment import compare_environments
     from hwnas.runtimes.base import RuntimeConfig
 
     there = table.environment
     threads, batch_size = (value if isinstance(value := there.get(key), int) else 1 for key in ("threads", "batch_size"))
     config = RuntimeConfig(threads, str(there.get("precision", "fp32")))
-    here = environment_fingerprint(load_runtime(device), config, batch_size=batch_size, anchor=anchor_sha256())
+    with open_device(device, config) as opened:
+        here = opened.environment(batch_size)
     found = compare_environments(there, here)
     if there.get("runtime") != here["runtime"]:  # another runtime's settings are always others
         found = [row for row in found if not row[0].startswith(_SETTING)]

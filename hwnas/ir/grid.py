@@ -1,7 +1,8 @@
 """A space and its costs as arrays: what the algorithms of the trellis run on.
 
 Costs become whole numbers of a decimal fraction of the unit, *ticks*, rounded up (13 digits of the dearest path; whole
-numbers stay as they are). Sums and comparisons are then exact, and `cost(a) <= max_cost` holds for every answer.
+numbers stay as they are). Sums and comparisons are then exact, and `cost(a) <= max_cost` holds for every answer. An edge of
+infinite cost is no edge.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.errors import InputError
+from hwnas.errors import InfeasibleError, InputError
 from hwnas.ir.costs import CostModel
 from hwnas.ir.steps import Space, Step
 
@@ -37,7 +38,7 @@ class Ticks:
 
     @classmethod
     def for_costs(cls, values: Sequence[Floats], constant: float) -> "Ticks":
-        largest = sum(float(value.max()) for value in values) + abs(constant)
+        largest = sum(float(value.max(where=np.isfinite(value), initial=0.0)) for value in values) + abs(constant)
         if largest >= MAX_TICKS:
             raise InputError(f"The cost of a network must stay below {MAX_TICKS:.3g}, but may reach {largest:.3g}: use a larger "
                              "unit.")
@@ -46,7 +47,7 @@ class Ticks:
         return cls(10.0 ** min(max(13 - math.floor(math.log10(largest)), 0), 22))  # powers up to 1e22 are exact
 
     def round_up(self, values: Floats) -> Ints:
-        """The fewest ticks that are worth at least the value."""
+        """The fewest ticks that are worth at least the value, which is finite."""
         guess = np.ceil(values * self.per_unit)  # off by at most one
         guess = np.where((guess - 1) / self.per_unit >= values, guess - 1, guess)
         return np.where(guess / self.per_unit < values, guess + 1, guess).astype(np.int64)
@@ -89,26 +90,46 @@ class Stage:
 
 
 def edge_costs(space: Space, step: Step, costs: CostModel | None) -> Floats:
-    values = np.zeros((len(step.inputs), len(step.options)))
+    """Cost of every edge of a step, infinity where there is none; (S, K)."""
+    values = np.where(step.targets >= 0, 0.0, np.inf)
     for edge in step.edges if costs else ():
         value = float(costs.edge_cost(edge)) if costs else 0.0
-        if not 0 <= value < math.inf:
-            raise InputError(f"A cost must be a finite number of at least 0, but layer {step.name!r} of space {space.name!r}, "
+        if not value >= 0:
+            raise InputError(f"A cost must be a number of at least 0, but layer {step.name!r} of space {space.name!r}, "
                              f"option {step.options[edge.option]!r} at {step.inputs[edge.source]}, costs {value}.")
         values[edge.source, edge.option] = value
     return values
 
 
-def build_stages(space: Space, costs: Sequence[Ints]) -> Iterator[Stage]:
+def build_stages(space: Space, costs: Sequence[Floats], ticks: Ticks) -> Iterator[Stage]:
+    """The space as it is: every state of it, whether or not finite costs lead there and on."""
     columns = {decision.name: column for column, decision in enumerate(space.decisions)}
     for step, cost in zip(space.steps, costs, strict=True):
-        there = step.targets >= 0
+        there = np.isfinite(cost)
         yield Stage(step.name, columns.get(step.name), np.arange(cost.shape[0]), np.arange(cost.shape[1]),
-                    np.maximum(step.targets, 0), np.where(there, cost, FORBIDDEN), len(step.outputs))
+                    np.maximum(step.targets, 0), np.where(there, ticks.round_up(np.where(there, cost, 0.0)), FORBIDDEN),
+                    len(step.outputs))
+
+
+def reachable(space: str, stages: Sequence[Stage]) -> list[Stage]:
+    """Keeps the states that edges lead to.
+
+    Raises:
+        InfeasibleError: None lead to the end.
+    """
+    kept, reached = [], np.zeros(1, np.intp)
+    for stage in stages:
+        part = _from_states(stage, reached, np.arange(stage.options.size))
+        if part is None:
+            raise InfeasibleError(f"No network of space {space!r} is possible, since no option of layer {stage.name!r} that can "
+                                  "be reached has a finite cost: choose another device, or change that layer.")
+        onward, reached = part
+        kept.append(onward)
+    return kept
 
 
 def narrowed(stages: Sequence[Stage], masks: Mapping[int, NDArray[np.bool_]]) -> Iterator[Stage]:
-    """Keeps the allowed options, and the states that can still be reached."""
+    """Keeps the allowed options, and the states that can still be reached; all of `stages` can be reached."""
     reached = np.zeros(1, np.intp)
     for stage in stages:
         mask = None if stage.column is None else masks.get(stage.column)
@@ -119,16 +140,24 @@ def narrowed(stages: Sequence[Stage], masks: Mapping[int, NDArray[np.bool_]]) ->
         kept = np.arange(stage.options.size) if mask is None else np.flatnonzero(mask[stage.options])
         if not kept.size:
             raise InputError(f"A restriction must leave an option to decision {stage.name!r}, but leaves none.")
-        edges = reached[:, None], kept
-        target, cost = stage.target[edges], stage.cost[edges]
-        there = cost < FORBIDDEN
-        if not there.any():
+        part = _from_states(stage, reached, kept)
+        if part is None:
             raise InputError(f"Restrictions must leave a network, but those on decision {stage.name!r} and before it leave none.")
-        states = stage.states[reached]
-        reached, found = distinct(target[there], stage.outputs)
-        numbers = np.zeros(target.shape, np.intp)
-        numbers[there] = found
-        yield Stage(stage.name, stage.column, states, stage.options[kept], numbers, cost, reached.size)
+        onward, reached = part
+        yield onward
+
+
+def _from_states(stage: Stage, states: NDArray[np.intp], options: NDArray[np.intp]) -> tuple[Stage, NDArray[np.intp]] | None:
+    """A stage with some of its states and options only, and the next stage's states that it leads to; None for none."""
+    edges = states[:, None], options
+    target, cost = stage.target[edges], stage.cost[edges]
+    there = cost < FORBIDDEN
+    if not there.any():
+        return None
+    reached, found = distinct(target[there], stage.outputs)
+    numbers = np.zeros(target.shape, np.intp)
+    numbers[there] = found
+    return Stage(stage.name, stage.column, stage.states[states], stage.options[options], numbers, cost, reached.size), reached
 
 
 def option_mask(name: str, options: tuple[str, ...], wanted: Allowed) -> NDArray[np.bool_]:

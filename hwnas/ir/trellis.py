@@ -32,6 +32,7 @@ from hwnas.ir.grid import (
     longest,
     narrowed,
     option_mask,
+    reachable,
     shortest,
     ways,
 )
@@ -46,8 +47,8 @@ MAX_RESOLUTION = 1 << 14  # times the most ticks it still fits in 64 bits
 class Trellis:
     """A search space with a cost on every edge; immutable, and no question changes it.
 
-    Every answer is about the paths that `restrict` has left. A budget (`max_cost`) is in the cost model's unit; None and
-    infinity mean no limit.
+    Every answer is about the paths of finite cost that `restrict` has left: an edge of infinite cost (a block that a runtime
+    refuses) is no edge. A budget (`max_cost`) is in the cost model's unit; None and infinity mean no limit.
 
     Args:
         space: The space.
@@ -56,7 +57,8 @@ class Trellis:
             slower and leaves less out.
 
     Raises:
-        InputError: A cost is not a finite number of at least zero.
+        InputError: A cost is not a number of at least zero.
+        InfeasibleError: Every path has an edge of infinite cost; names the layer where none is left.
     """
 
     def __init__(self, space: Space, costs: CostModel | None = None, *, resolution: int = 4096) -> None:
@@ -71,8 +73,9 @@ class Trellis:
             raise InputError(f"A cost model's constant must be a finite number, but is {constant}.")
         self._ticks = Ticks.for_costs(values, constant)
         self._constant = int(self._ticks.round_up(np.array(constant)))
-        self._all_stages = tuple(build_stages(space, [self._ticks.round_up(value) for value in values]))
-        self._stages = self._all_stages
+        self._all_stages = tuple(build_stages(space, values, self._ticks))
+        refused = any(np.isinf(value[step.targets >= 0]).any() for step, value in zip(space.steps, values, strict=True))
+        self._stages = tuple(reachable(space.name, self._all_stages)) if refused else self._all_stages
 
     # Range
 
@@ -151,8 +154,8 @@ class Trellis:
             edge = state * stage.options.size + option
             cost = stage.cost.ravel()[edge]
             if np.max(cost, initial=0) >= FORBIDDEN:
-                raise InputError(f"Options must be allowed after those before them, but a given network breaks that at decision "
-                                 f"{stage.name!r}.")
+                raise InputError("Options must be allowed after those before them and have a finite cost, but a given network "
+                                 f"breaks that at layer {stage.name!r}.")
             ticks += cost
             state = stage.target.ravel()[edge] if stage.outputs > 1 else 0
         return self._ticks.costs(ticks)
@@ -164,7 +167,7 @@ class Trellis:
     def expected_cost(self, probabilities: Mapping[str, Sequence[float] | Floats]) -> float:
         """Mean cost when every decision is drawn on its own; exact also where a cost depends on earlier choices.
 
-        Where earlier choices exclude options, the probabilities of the others are rescaled.
+        Where earlier choices or infinite costs exclude options, the probabilities of the others are rescaled.
 
         Args:
             probabilities: Decision name to one probability per option; among restricted options they are rescaled.
@@ -198,7 +201,7 @@ class Trellis:
                 not named keep all their options.
 
         Raises:
-            InputError: A decision or option does not exist, or a decision is left without options.
+            InputError: A decision or option does not exist, or no path is left.
         """
         decisions = self.space.decisions
         columns = {decision.name: column for column, decision in enumerate(decisions)}
@@ -238,7 +241,8 @@ class Trellis:
 
         Args:
             scores: Decision name to one score per option, or a function of step and edge (called for fixed layers too).
-                Minus infinity marks a last resort: as few as possible are taken.
+                Minus infinity marks a last resort: as few as possible are taken. What is said of edges that are not there
+                does not count.
             max_cost: The budget.
 
         Raises:
@@ -253,6 +257,7 @@ class Trellis:
             rows = self._per_option(scores, "scores")
             values = [np.zeros(stage.cost.shape) if stage.column is None
                       else np.broadcast_to(rows[stage.column][stage.options], stage.cost.shape) for stage in self._stages]
+        values = [np.where(stage.cost < FORBIDDEN, value, 0.0) for stage, value in zip(self._stages, values, strict=True)]
         for stage, value in zip(self._stages, values, strict=True):
             if np.isnan(value).any() or (value == np.inf).any():
                 raise InputError(f"A score must be a number or minus infinity, but layer {stage.name!r} has "
@@ -290,7 +295,7 @@ class Trellis:
                 graph.add_node(node, layer=step.name)
                 for column, option in enumerate(stage.options):
                     edge = step.edge(row, option)
-                    if edge is None:
+                    if edge is None or stage.cost[state, column] >= FORBIDDEN:
                         continue
                     target = (position + 1, step.outputs[edge.target])
                     graph.add_node(target, layer=None)
@@ -359,7 +364,7 @@ class Trellis:
             cheap, dear = ("fastest", "slowest") if self.unit in ("s", "ms", "us", "ns") else ("smallest", "largest")
             unit = f" {self.unit}" if self.unit else ""
             least, most = _rounded_up(self.min_cost()), _rounded_up(self.max_cost())
-            which = "" if self._size == self.space.size else "with these restrictions "
+            which = "" if self._size == ways(self._all_stages) else "with these restrictions "
             raise InfeasibleError(f"No network of space {self.space.name!r} {which}fits within {max_cost:g}{unit}: the {cheap} "
                                   f"is {least}{unit} and the {dear} {most}{unit}; raise the budget to at least {least}{unit}.")
         return slack

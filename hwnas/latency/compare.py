@@ -1,6 +1,5 @@
 """Two tables beside each other, and one table against what it has to be."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -8,7 +7,8 @@ import numpy as np
 
 from hwnas.errors import VerificationError
 from hwnas.ir.steps import Space
-from hwnas.latency.summary import Interval, block_costs, measured_parts
+from hwnas.latency.correlation import rank_correlation
+from hwnas.latency.summary import block_costs, measured_parts
 from hwnas.latency.table import HeldOut, LatencyTable
 
 # A table is additive, its blocks' costs adding up to a network's, when on networks that no fit has seen it is no further off
@@ -73,7 +73,7 @@ class TableDifference:
         return rank_correlation([change.before for change in self.common], [change.after for change in self.common])
 
 
-def compare_tables(first: LatencyTable, second: LatencyTable, interval: Interval) -> TableDifference:
+def compare_tables(first: LatencyTable, second: LatencyTable) -> TableDifference:
     """Compares two tables entry by entry, of whatever spaces and environments.
 
     Ratios are compared where both are to the same anchor, milliseconds elsewhere; these move with the clock.
@@ -82,7 +82,7 @@ def compare_tables(first: LatencyTable, second: LatencyTable, interval: Interval
     scales = (1.0, 1.0) if same_anchor else (first.anchor_ms, second.anchor_ms)
     common = tuple(
         Change(key, entry.ratio * scales[0], second.entries[key].ratio * scales[1],
-               _lie_apart(_scaled(interval(entry), scales[0]), _scaled(interval(second.entries[key]), scales[1])))
+               _lie_apart(_scaled(entry.ratio_ci, scales[0]), _scaled(second.entries[key].ratio_ci, scales[1])))
         for key, entry in first.entries.items() if key in second.entries)
     return TableDifference("ratio" if same_anchor else "ms", tuple(key for key in first.entries if key not in second.entries),
                            tuple(key for key in second.entries if key not in first.entries), common)
@@ -99,17 +99,6 @@ def _lie_apart(first: _Ends, second: _Ends) -> bool | None:
     if first is None or second is None:
         return None
     return first[1] < second[0] or second[1] < first[0]
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's, equal values sharing their mean rank; None for fewer than three pairs or where all of a side are equal."""
-    if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
-        return None
-    ranks = []
-    for side in (first, second):
-        ordered = np.sort(np.asarray(side, np.float64))
-        ranks.append(np.searchsorted(ordered, side, "left") + np.searchsorted(ordered, side, "right"))
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def is_additive(held_out: HeldOut) -> bool | None:
@@ -143,9 +132,12 @@ def require_complete(table: LatencyTable, space: Space | None = None) -> None:
             f"'hwnas profile --device {table.environment.get('runtime')} --space ...'.")
 
 
-def table_warnings(table: LatencyTable, interval: Interval) -> list[str]:
+def table_warnings(table: LatencyTable) -> list[str]:
     """What a user of a whole table should know: one sentence each, the gravest first."""
-    warnings, held_out = [], table.held_out
+    warnings, held_out, effort = [], table.held_out, table.effort
+    if effort is not None and not effort.complete:
+        warnings.append(f"Only {effort.sessions} of {effort.planned_sessions} planned sessions were measured: the same 'hwnas "
+                        "profile' command completes the table.")
     imported = sum(entry.label == "imported" for entry in table.entries.values())
     if imported:
         warnings.append(f"{imported} entries were imported: neither their sessions nor their environment are known.")
@@ -158,7 +150,7 @@ def table_warnings(table: LatencyTable, interval: Interval) -> list[str]:
             f"The blocks do not add up: on networks that no fit has seen, the mean error is {100 * held_out.mean_error:.1f} % "
             f"(at most {100 * ADDITIVE_MEAN_ERROR:.0f} %) and the rank correlation {held_out.spearman:.3f} "
             f"(at least {ADDITIVE_SPEARMAN}).")
-    noisy = [row for row in block_costs(table, interval) if row.label == "noisy"]
+    noisy = [row for row in block_costs(table) if row.label == "noisy"]
     if noisy:
         worst = max(noisy, key=lambda row: row.relative_ci or 0.0)
         warnings.append(f"{len(noisy)} of {len(table.entries)} entries are noisy; the worst, {worst.workload}, is known to "

@@ -31,11 +31,11 @@ from hwnas.errors import InputError
 from hwnas.ir.block import Part
 from hwnas.ir.steps import Space
 from hwnas.latency.foreign_names import Recipe, hw_nas_bench_names, ofa_names, operator_name, operators
-from hwnas.latency.summary import BlockCost, Interval, block_costs, measured_parts
+from hwnas.latency.summary import BlockCost, block_costs, measured_parts, refused_blocks
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable
 
 IMPORTED = "imported"
-EXPORT_SCHEMA = "hwnas.latency-export/1"  # 1: 2026-11, first
+EXPORT_SCHEMA = "hwnas.latency-export/2"  # 1: 2026-11, first; 2: 2026-11, `refused`
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 """Milliseconds in each unit."""
 
@@ -249,26 +249,31 @@ FORMATS: dict[str, Format] = {
 
 # Writing
 
-def to_csv(table: LatencyTable, interval: Interval) -> str:
-    """One row for every entry.
+def to_csv(table: LatencyTable) -> str:
+    """One row for every entry; none for a block that is refused.
 
     `isolated_ms` is the block timed alone, with its 95 % interval over sessions; `latency_ms` what it adds to a network. The
     latency of a network is the sum of `latency_ms` over its blocks and `constant_ms`, which is the same in every row.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    rows = _documents(block_costs(table, interval))
+    rows = _documents(_usable_costs(table))
     columns = [field.name for field in fields(BlockCost)]
     writer.writerow([*columns, "constant_ms"])
     writer.writerows([*(row[key] for key in columns), table.constant] for row in rows)
     return text.getvalue()
 
 
-def to_json(table: LatencyTable, interval: Interval) -> dict[str, Any]:
-    """The same as one document, with what the table was measured on."""
+def to_json(table: LatencyTable) -> dict[str, Any]:
+    """The same as one document, with what the table was measured on, and what is refused."""
     return {"schema": EXPORT_SCHEMA, "space": table.space, "space_hash": table.search_space.hash,
             "environment": dict(table.environment), "anchor_ms": table.anchor_ms, "constant_ms": table.constant,
-            "interval": table.held_out.interval, "entries": _documents(block_costs(table, interval))}
+            "interval": table.held_out.interval, "refused": refused_blocks(table),
+            "entries": _documents(_usable_costs(table))}
+
+
+def _usable_costs(table: LatencyTable) -> list[BlockCost]:
+    return [row for row in block_costs(table) if row.workload not in table.refused]
 
 
 def _documents(rows: Sequence[BlockCost]) -> list[dict[str, Any]]:

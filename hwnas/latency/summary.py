@@ -3,16 +3,16 @@
 Everything follows from the table's own predictions, so it holds whatever its calibration is made of.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from hwnas.ir.block import Part
 from hwnas.ir.steps import Edge, Space, Step
-from hwnas.latency.table import EntryRecord, LatencyTable
+from hwnas.latency.table import LatencyTable
 
-Interval = Callable[[EntryRecord], tuple[float, float] | None]
-"""The 95 % interval of an entry's ratio, None where it is unknown; the statistics of sessions belong to profiling, above."""
+_MOST_NAMED = 3
+_LONGEST_REASON = 100
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class BlockCost:
         isolated_ms: The same in milliseconds.
         isolated_lower_ms: Lower end of its 95 % interval over sessions; None where that is unknown.
         isolated_upper_ms: Upper end.
-        latency_ms: What it adds to a network, after calibration; None for a block that the space does not have.
+        latency_ms: What it adds to a network, after calibration; None for a block that the space does not have or that is
+            refused.
         label: `ok`, `noisy` or `imported`.
         sessions: How many fresh sessions measured it; 0 for an imported one.
     """
@@ -89,7 +90,7 @@ class LayerCost:
     Attributes:
         name: The layer's.
         is_decision: False for a fixed layer, which has one option.
-        options: In their order, without those that the table lacks.
+        options: In their order, without those that the table lacks or that are refused.
     """
 
     name: str
@@ -108,26 +109,28 @@ def measured_parts(space: Space) -> dict[str, Part]:
             if not part.block.is_free}
 
 
-def block_costs(table: LatencyTable, interval: Interval) -> list[BlockCost]:
+def block_costs(table: LatencyTable) -> list[BlockCost]:
     """One row for every entry, in the table's order."""
     parts, anchor_ms = measured_parts(table.search_space), table.anchor_ms
     rows = []
     for workload, entry in table.entries.items():
         block, _, shape = workload.rpartition(" @ ")
-        low, high = interval(entry) or (None, None)
+        low, high = entry.ratio_ci or (None, None)
+        cost_ms = table.edge_cost(Edge(0, 0, 0, (parts[workload],))) if workload in parts else math.inf
         rows.append(BlockCost(
             block, shape, entry.ratio, entry.ratio * anchor_ms, None if low is None else low * anchor_ms,
             None if high is None else high * anchor_ms,
-            table.edge_cost(Edge(0, 0, 0, (parts[workload],))) if workload in parts else None, entry.label,
+            cost_ms if cost_ms < math.inf else None, entry.label,
             0 if entry.label == "imported" else len(entry.sessions)))
     return rows
 
 
 def measured_networks(table: LatencyTable) -> list[MeasuredNetwork]:
-    """Every whole network of a table, in its order."""
-    predictions = table.predict_many([table.search_space.architecture(record.choices) for record in table.networks])
+    """Every whole network of a table that can be used, in its order."""
+    records = table.usable_networks
+    predictions = table.predict_many([table.search_space.architecture(record.choices) for record in records])
     return [MeasuredNetwork(record.role, prediction.latency_ms, record.ratio * table.anchor_ms)
-            for record, prediction in zip(table.networks, predictions, strict=True)]
+            for record, prediction in zip(records, predictions, strict=True)]
 
 
 def held_out_document(table: LatencyTable) -> dict[str, Any]:
@@ -138,6 +141,55 @@ def held_out_document(table: LatencyTable) -> dict[str, Any]:
         for percent in (2, 5, 10)}
 
 
+class ExcludedOption(NamedTuple):
+    """An option that a runtime does not run.
+
+    Attributes:
+        layer: Decision or fixed layer.
+        option: The option's name, or the kind of the fixed layer's block.
+        reason: One sentence without its full stop; says so where some of the inputs that may reach the layer are fine.
+    """
+
+    layer: str
+    option: str
+    reason: str
+
+
+def excluded_options(table: LatencyTable) -> list[ExcludedOption]:
+    """Options with a refused block, from input to output: no network with them is predicted or searched."""
+    found = []
+    for step in table.search_space.steps if table.refused else ():
+        for number, option in enumerate(step.options):
+            refusals = [table.refusal(edge) for edge in step.edges if edge.option == number]
+            reasons = [_phrase(table.refused[workload]) for workload in refusals if workload is not None]
+            if reasons:
+                found.append(ExcludedOption(step.name, option, reasons[0] + ("" if None not in refusals else
+                                                                             ", for some of its inputs")))
+    return found
+
+
+def refused_blocks(table: LatencyTable) -> dict[str, str]:
+    """Workloads of the space that the runtime refuses, with the reason, in the space's order."""
+    return {workload: table.refused[workload] for workload in measured_parts(table.search_space) if workload in table.refused}
+
+
+def refusal_warning(table: LatencyTable) -> str | None:
+    """One line about what is refused, None where nothing is."""
+    refused, excluded = refused_blocks(table), excluded_options(table)
+    if not refused:
+        return None
+    named = ", ".join(f"{layer} {option} ({reason})" for layer, option, reason in excluded[:_MOST_NAMED])
+    more = f", and {len(excluded) - _MOST_NAMED} more" if len(excluded) > _MOST_NAMED else ""
+    return (f"{len(refused)} of {len(measured_parts(table.search_space))} blocks are refused by "
+            f"{table.environment.get('runtime')}; options with them are left out: {named}{more}.")
+
+
+def _phrase(reason: str) -> str:
+    """A reason as a short phrase on one line."""
+    text = " ".join(reason.split()).rstrip(". ")
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON - 1] + "…"
+
+
 def layer_costs(table: LatencyTable) -> list[LayerCost]:
     """Every layer from input to output, with what its options cost; of a space of cells, every decision."""
     return [_layer_cost(table, step) for step in table.search_space.steps]
@@ -146,7 +198,7 @@ def layer_costs(table: LatencyTable) -> list[LayerCost]:
 def _layer_cost(table: LatencyTable, step: Step) -> LayerCost:
     costs: dict[int, list[float]] = {}
     for edge in step.edges:
-        if all(part.block.is_free or part.workload in table.entries for part in edge.parts):
+        if table.refusal(edge) is None and all(part.block.is_free or part.workload in table.entries for part in edge.parts):
             costs.setdefault(edge.option, []).append(table.edge_cost(edge))
     options = tuple(OptionCost(step.options[option], min(found), max(found)) for option, found in sorted(costs.items()))
     return LayerCost(step.name, step.is_decision, options)

@@ -1,13 +1,15 @@
 """The latency table: what was measured, on what, and what follows from it for any network of the space.
 
-Raw samples are kept, statistics derived on loading. Nothing here measures; nothing here needs a runtime.
+Raw samples are kept, statistics derived on loading. Nothing here measures; nothing here needs a runtime. A block that the runtime
+refuses, or crashes on, has a reason in place of samples; it costs infinity, so the trellis leaves out every network with it.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -22,11 +24,15 @@ from hwnas.files import content_sha256, read_json, write_atomic
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.block import Part
 from hwnas.ir.documents import space_from_dict
-from hwnas.ir.steps import Edge, Space
+from hwnas.ir.steps import Edge, Space, Step
 from hwnas.latency.calibration import Calibration, fit_calibration
+from hwnas.latency.correlation import rank_correlation
+from hwnas.latency.sessions import combine_ratios
 
-# History of the format. 1 (2026-11): first.
-SCHEMA = "hwnas.latency-table/1"
+# History of the format; `_UPGRADES`, below, makes each of the next.
+# 1 (2026-11): first.
+# 2 (2026-11): `refused`, the blocks that a runtime does not run, and `effort`, what the measurement took.
+SCHEMA = "hwnas.latency-table/2"
 COVERAGE = 0.95
 
 
@@ -65,6 +71,11 @@ class EntryRecord(_Record):
         """Median over sessions of each session's median: one bad session cannot move it far."""
         return median(median(session) for session in self.sessions)
 
+    @property
+    def ratio_ci(self) -> tuple[float, float] | None:
+        """95 % confidence interval of `ratio` over sessions; None where it is unknown."""
+        return None if self.label == "imported" else combine_ratios(self.sessions).ratio_ci
+
 
 class NetworkRecord(_Record):
     """A whole network that was measured.
@@ -85,6 +96,27 @@ class NetworkRecord(_Record):
         return median(median(session) for session in self.sessions)
 
 
+class EffortRecord(_Record):
+    """What a table took to measure, and how far it came.
+
+    Attributes:
+        minutes: Wall clock of all calls that built it.
+        timing_minutes: Of these, in timed and warm-up calls; the rest compiled, loaded and started processes.
+        sessions: How many were measured.
+        planned_sessions: How many were to be.
+    """
+
+    minutes: float = Field(ge=0)
+    timing_minutes: float = Field(ge=0)
+    sessions: int = Field(ge=0)
+    planned_sessions: int = Field(ge=0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that was planned is left to measure."""
+        return self.sessions >= self.planned_sessions
+
+
 class _Document(_Record):
     """The file, field by field. `calibration` and `held_out` are written for readers and re-derived on loading."""
 
@@ -95,6 +127,8 @@ class _Document(_Record):
     environment: dict[str, Any]
     anchor: AnchorRecord
     entries: dict[str, EntryRecord]
+    refused: dict[str, str]
+    effort: EffortRecord | None
     networks: tuple[NetworkRecord, ...]
     calibration: dict[str, Any]
     held_out: dict[str, Any]
@@ -119,7 +153,7 @@ class HeldOut:
         mean_error: Mean relative error.
         max_error: Largest.
         within_5_percent: Share of networks within 5 %.
-        spearman: Rank correlation of prediction and measurement (0 with fewer than three networks).
+        spearman: Rank correlation of prediction and measurement (0 where it is not defined, as with fewer than three networks).
         interval: Half-width of the relative 95 % interval.
     """
 
@@ -133,7 +167,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """A measured table; also the trellis' cost model, in milliseconds.
+    """A measured table; also the trellis' cost model, in milliseconds, infinite for what is refused.
 
     Attributes:
         search_space: The space that was profiled.
@@ -141,6 +175,8 @@ class LatencyTable:
         anchor: The anchor's identity and latency.
         entries: Workload text (`Edge.workload`) to its record.
         networks: Whole networks, those that calibrate and those that judge.
+        refused: Workload text to one sentence that says why the runtime does not run it; stronger than an entry.
+        effort: What it took to measure; None where that is not known.
     """
 
     search_space: Space
@@ -148,6 +184,8 @@ class LatencyTable:
     anchor: AnchorRecord
     entries: Mapping[str, EntryRecord]
     networks: tuple[NetworkRecord, ...]
+    refused: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    effort: EffortRecord | None = field(default=None, kw_only=True)
 
     unit = "ms"
 
@@ -162,9 +200,18 @@ class LatencyTable:
         return median(self.anchor.sessions_ms)
 
     @cached_property
+    def usable_networks(self) -> tuple[NetworkRecord, ...]:
+        """Those without a refused block: the others, measured before the refusal, say nothing about what is left."""
+        columns = [column for workload, column in self._workloads.items() if workload in self.refused]
+        if not columns:
+            return self.networks
+        refused_blocks = self._block_counts(self._rows(self.networks))[:, columns].sum(axis=1).tolist()
+        return tuple(record for record, count in zip(self.networks, refused_blocks, strict=True) if not count)
+
+    @cached_property
     def calibration(self) -> Calibration:
         """Fitted on all but the held-out networks."""
-        records = [record for record in self.networks if record.role != "held_out"]
+        records = [record for record in self.usable_networks if record.role != "held_out"]
         counts = self._block_counts(self._rows(records))
         seen = [(workload, column) for workload, column in self._workloads.items() if counts[:, column].any()]
         return fit_calibration(counts[:, [column for _, column in seen]],
@@ -174,7 +221,7 @@ class LatencyTable:
     @cached_property
     def held_out(self) -> HeldOut:
         """Error on networks that the calibration has not seen."""
-        records = [record for record in self.networks if record.role == "held_out"]
+        records = [record for record in self.usable_networks if record.role == "held_out"]
         if not records:
             return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL)
         measured = np.array([record.ratio for record in records])
@@ -182,7 +229,7 @@ class LatencyTable:
         predicted = (self.constant + self._edge_costs(rows)) / self.anchor_ms
         errors = np.abs(measured / predicted - 1)
         return HeldOut(len(records), float(errors.mean()), float(errors.max()), float((errors <= 0.05).mean()),
-                       _spearman(predicted, measured), conformal_interval(errors))
+                       rank_correlation(predicted.tolist(), measured.tolist()) or 0.0, conformal_interval(errors))
 
     @property
     def constant(self) -> float:
@@ -190,24 +237,35 @@ class LatencyTable:
         return self.calibration.intercept * self.anchor_ms
 
     def edge_cost(self, edge: Edge) -> float:
-        """Milliseconds that an edge adds to a network.
+        """Milliseconds that an edge adds to a network; infinity where the runtime refuses a workload of the edge.
 
         Raises:
             InputError: The table has no entry for a workload of the edge.
         """
+        if self.refusal(edge) is not None:
+            return math.inf
         return sum(self.calibration.cost(part.workload, self._entry(part.workload).ratio)
                    for part in _measured_parts(edge)) * self.anchor_ms
+
+    def refusal(self, edge: Edge) -> str | None:
+        """The first of an edge's workloads that the runtime refuses."""
+        return next((part.workload for part in _measured_parts(edge) if part.workload in self.refused), None)
 
     def predict(self, architecture: Architecture) -> Prediction:
         """Predicts one network's latency.
 
         Raises:
-            InputError: The architecture is not of the table's space, or the table lacks one of its blocks.
+            InputError: The architecture is not of the table's space, the table lacks one of its blocks, or the runtime refuses
+                one.
         """
         return self.predict_many([architecture])[0]
 
     def predict_many(self, architectures: Sequence[Architecture]) -> list[Prediction]:
-        """Predicts many networks at once."""
+        """Predicts many networks at once.
+
+        Raises:
+            InputError: As `predict`.
+        """
         rows = self.search_space.indices(architectures)
         return [self.interval_around(float(latency)) for latency in self.constant + self._edge_costs(rows)]
 
@@ -221,12 +279,12 @@ class LatencyTable:
         return max_latency_ms / (1 + self.held_out.interval)
 
     def missing_workloads(self) -> list[str]:
-        """Workloads of the space that have no entry yet, in the space's order."""
-        return [workload for workload in self._workloads if workload not in self.entries]
+        """Workloads of the space that have no entry yet and are not refused, in the space's order."""
+        return [workload for workload in self._workloads if workload not in self.entries and workload not in self.refused]
 
     def with_networks(self, records: Sequence[NetworkRecord]) -> "LatencyTable":
         """The same table with more measured networks (a certification that failed, for example)."""
-        return LatencyTable(self.search_space, self.environment, self.anchor, self.entries, (*self.networks, *records))
+        return replace(self, networks=(*self.networks, *records))
 
     @cached_property
     def _workloads(self) -> dict[str, int]:
@@ -248,30 +306,39 @@ class LatencyTable:
     def _edge_costs(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Milliseconds of networks (N, decisions) beyond the constant."""
         totals = np.zeros(len(rows))
-        for edges, passed in self._passed(rows):
-            costs = np.zeros(len(edges))
+        for step, passed in self._passed(rows):
+            costs = np.zeros(len(step.edges))
             for index in np.unique(passed):
-                costs[index] = self.edge_cost(edges[index])
+                self._require_runs(step, step.edges[index])
+                costs[index] = self.edge_cost(step.edges[index])
             totals += costs[passed]
         return totals
+
+    def _require_runs(self, step: Step, edge: Edge) -> None:
+        workload = self.refusal(edge)
+        if workload is not None:
+            option = f"option {step.options[edge.option]!r} of decision {step.name!r}" if step.is_decision else (
+                f"layer {step.name!r}")
+            raise InputError(f"A network is predicted from blocks that {self.environment.get('runtime')} runs, but it refuses "
+                             f"{option}, {workload} ({self.refused[workload].rstrip('. ')}): choose another option or runtime.")
 
     def _block_counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """How often each network (N, decisions) has each workload; (N, workloads)."""
         counts = np.zeros((len(rows), len(self._workloads)), np.int64)
-        for edges, passed in self._passed(rows):
+        for step, passed in self._passed(rows):
             for index in np.unique(passed):
-                for part in _measured_parts(edges[index]):
+                for part in _measured_parts(step.edges[index]):
                     counts[passed == index, self._workloads[part.workload]] += 1
         return counts
 
-    def _passed(self, rows: NDArray[np.int64]) -> Iterator[tuple[tuple[Edge, ...], NDArray[np.intp]]]:
-        """Walks the trellis with all rows at once: every step's edges, and which of them each network passes."""
+    def _passed(self, rows: NDArray[np.int64]) -> Iterator[tuple[Step, NDArray[np.intp]]]:
+        """Walks the trellis with all rows at once: every step, and which of its edges each network passes."""
         states = np.zeros(len(rows), dtype=np.intp)
         decision = 0
         for step in self.search_space.steps:
             chosen = rows[:, decision] if step.is_decision else np.zeros(len(rows), dtype=np.int64)
             decision += step.is_decision
-            yield step.edges, step.numbers[states, chosen]
+            yield step, step.numbers[states, chosen]
             states = step.targets[states, chosen]
 
     def to_dict(self) -> dict[str, Any]:
@@ -284,6 +351,8 @@ class LatencyTable:
             "anchor": self.anchor.model_dump() | {"latency_ms": self.anchor_ms},
             "calibration": vars(self.calibration),
             "held_out": vars(self.held_out),
+            "effort": None if self.effort is None else self.effort.model_dump(),
+            "refused": dict(self.refused),
             "entries": {key: {"label": entry.label, "ratio": entry.ratio, "sessions": entry.sessions}
                         for key, entry in self.entries.items()},
             "networks": [record.model_dump() for record in self.networks],
@@ -304,18 +373,18 @@ _UNKNOWN_INTERVAL = 1.0  # no network has judged the table: half to double, and 
 
 
 def load_table(path: str | os.PathLike[str]) -> LatencyTable:
-    """Reads a table file and checks it whole.
+    """Reads a table file of this version or an earlier one, and checks it whole.
 
     Raises:
         InputError: Missing, truncated, edited, of another schema, or with values that cannot be.
     """
     document = read_json(path, "latency table")
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise InputError(f"A latency table has schema {SCHEMA!r}, but {path} has {found!r}: profile the space again.")
-    if document.get("content_sha256") != content_sha256(document):
+    _require_readable(document, path)
+    if document.get("content_sha256") != content_sha256(document):  # as it was stored: an upgrade changes the content
         raise InputError(f"A latency table must be as it was measured, but the content of {path} does not match its own "
                          "hash: it was edited or damaged; restore it or profile again.")
+    while document["schema"] in _UPGRADES:
+        document = _UPGRADES[document["schema"]](document)
     try:
         derived = {"anchor": {key: value for key, value in document["anchor"].items() if key != "latency_ms"},
                    "entries": {key: {part: value for part, value in entry.items() if part != "ratio"}
@@ -333,10 +402,34 @@ def load_table(path: str | os.PathLike[str]) -> LatencyTable:
     if not all(sample > 0 for sample in (*samples, *record.anchor.sessions_ms)):
         raise InputError(f"Measured samples must be positive, but {path} has an empty session or one that is not: profile "
                          "the space again.")
-    table = LatencyTable(space, record.environment, record.anchor, record.entries, record.networks)
+    table = LatencyTable(space, record.environment, record.anchor, record.entries, record.networks, refused=record.refused,
+                         effort=record.effort)
     for network in table.networks:
         space.architecture(network.choices)
     return table
+
+
+def _require_readable(document: Any, path: str | os.PathLike[str]) -> None:
+    """Refuses what is no table, and tells a table of a version to come from a file of something else."""
+    schema = document.get("schema") if isinstance(document, dict) else type(document).__name__
+    if isinstance(document, dict) and isinstance(schema, str) and (schema == SCHEMA or schema in _UPGRADES):
+        return
+    kind, _, latest = SCHEMA.rpartition("/")
+    version = re.fullmatch(rf"{re.escape(kind)}/(\d{{1,9}})", schema, re.ASCII) if isinstance(schema, str) else None
+    if version and int(version[1]) > int(latest):
+        raise InputError(f"A latency table has a schema up to {SCHEMA!r} here, but {path} has {schema!r}, so it was written by a "
+                         "newer hwnas: upgrade.")
+    known = " or ".join(map(repr, (*_UPGRADES, SCHEMA)))
+    raise InputError(f"A latency table has schema {known}, but {path} has {str(schema)[:80]!r}: profile the space again.")
+
+
+def _upgrade_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 ended where a runtime refused a block, and did not count what it took."""
+    return document | {"schema": "hwnas.latency-table/2", "refused": {}, "effort": None}
+
+
+_UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"hwnas.latency-table/1": _upgrade_1}
+"""What makes a document of the next version out of one of an earlier version."""
 
 
 def conformal_interval(errors: NDArray[np.float64], coverage: float = COVERAGE) -> float:
@@ -353,18 +446,11 @@ def conformal_interval(errors: NDArray[np.float64], coverage: float = COVERAGE) 
     return float(ordered[-1] * rank / ordered.size)
 
 
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    if a.size < 3:
-        return 0.0
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]  # measured ratios do not tie
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
 def _dump_lines(document: dict[str, Any]) -> str:
-    """JSON with one line for every entry and network: compact, and readable in a diff."""
+    """JSON with one line for every block and network: compact, and readable in a diff."""
     parts = []
     for key, value in document.items():
-        if key == "entries":
+        if key in ("entries", "refused") and value:
             rows = [f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()]
             parts.append(f' "{key}": {{\n' + ",\n".join(rows) + "\n }")
         elif key == "networks":

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.files import write_atomic
-from hwnas.latency.summary import LayerCost, MeasuredNetwork, OptionCost, held_out_document, layer_costs, measured_networks
+from hwnas.latency.summary import (
+    LayerCost,
+    MeasuredNetwork,
+    OptionCost,
+    held_out_document,
+    layer_costs,
+    measured_networks,
+    refused_blocks,
+)
 from hwnas.latency.table import LatencyTable
 from hwnas.report.ranking import check_picture_path
 
@@ -99,11 +107,12 @@ class _Picture:
     @property
     def verdict(self) -> str:
         """How good the table is, in a line."""
-        found = held_out_document(self.table)
+        found, refused = held_out_document(self.table), len(refused_blocks(self.table))
+        left_out = f"; {refused} block{'s' if refused > 1 else ''} refused and left out" if refused else ""
         if not found["networks"]:
-            return "no network has judged how far the sum of the blocks is off"
+            return f"no network has judged how far the sum of the blocks is off{left_out}"
         return (f"{found['networks']} networks judge: mean error {100 * found['mean_error']:.1f} %, "
-                f"{100 * found['within_5_percent']:.0f} % within 5 %, rank correlation {found['spearman']:.3f}")
+                f"{100 * found['within_5_percent']:.0f} % within 5 %, rank correlation {found['spearman']:.3f}{left_out}")
 
 
 def draw_table(table: LatencyTable, path: str | os.PathLike[str]) -> Path:
@@ -210,8 +219,8 @@ def _draw_layers(picture: _Picture, axes: "Axes") -> None:
     axes.set_yticks(range(len(layers)), [layer.name if layer.is_decision else f"{layer.name} (fixed)" if layer.name[0] != "("
                                          else layer.name for layer in layers], fontsize=8)
     axes.set_ylim(len(layers) - 0.4, -0.6)
-    low, high = (pick(end for layer in layers for option in layer.options for end in (option.low_ms, option.high_ms))
-                 for pick in (min, max))
+    ends = [end for layer in layers for option in layer.options for end in (option.low_ms, option.high_ms)]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     axes.set_xlim(min(low, 0.0) - 0.015 * high, 1.03 * high)
     axes.grid(axis="x", color="#ececec", linewidth=0.6)
     axes.set_axisbelow(True)

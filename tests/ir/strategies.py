@@ -1,6 +1,7 @@
 """Random spaces and costs, small enough to enumerate, and the enumeration that every answer is judged by."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -85,8 +86,19 @@ def costs(draw: st.DrawFn, space: SearchSpace) -> WorkloadCosts:
 
 @st.composite
 def spaces_with_costs(draw: st.DrawFn) -> tuple[SearchSpace, WorkloadCosts]:
+    """Some workloads may cost infinity, as long as a network without them is left."""
+    space, model = draw(spaces_with_refusals())
+    assume(possible_indices(space, model).size)
+    return space, model
+
+
+@st.composite
+def spaces_with_refusals(draw: st.DrawFn) -> tuple[SearchSpace, WorkloadCosts]:
+    """Some workloads may cost infinity, and perhaps no network is left."""
     space = draw(spaces())
-    return space, draw(costs(space))
+    model = draw(costs(space))
+    refused = draw(st.one_of(st.just([]), st.lists(st.sampled_from(sorted(model.costs)), unique=True, max_size=6)))
+    return space, WorkloadCosts({**model.costs, **dict.fromkeys(refused, math.inf)}, model.constant)
 
 
 def all_indices(space: SearchSpace) -> np.ndarray:
@@ -94,6 +106,12 @@ def all_indices(space: SearchSpace) -> np.ndarray:
     ranges = [range(len(decision.options)) for decision in space.decisions]
     rows = [row for row in itertools.product(*ranges) if is_allowed(space, row)]
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(ranges))
+
+
+def possible_indices(space: SearchSpace, model: CostModel) -> np.ndarray:
+    """Those of a finite cost."""
+    rows = all_indices(space)
+    return rows[[all(model.edge_cost(edge) < math.inf for edge in walked_edges(space, row)) for row in rows]]
 
 
 def is_allowed(space: SearchSpace, row: tuple[int, ...]) -> bool:

@@ -24,8 +24,10 @@ from hwnas.ir.trellis import Trellis
 from tests.ir.strategies import (
     WorkloadCosts,
     all_indices,
+    possible_indices,
     spaces,
     spaces_with_costs,
+    spaces_with_refusals,
     walked_cost,
     walked_edges,
 )
@@ -85,14 +87,15 @@ def assert_uniform(drawn: np.ndarray, expected: np.ndarray) -> None:
 def test_costs_are_those_of_the_walked_path(case):
     space, model = case
     trellis = Trellis(space, model)
-    rows = all_indices(space)
+    rows = possible_indices(space, model)
     costs = trellis.costs_of(rows)
-    assert costs.shape == (space.size,)
-    largest = max(float(sum(max(model.edge_cost(edge) for edge in step.edges) for step in space.steps)), abs(model.constant))
+    assert costs.shape == (len(rows),)
+    finite = [value for value in model.costs.values() if value < math.inf]
+    largest = max(len(space.steps) * max(finite), abs(model.constant))
     for row, cost in zip(rows, costs, strict=True):
         exact = walked_cost(space, model, row)
         assert abs(Fraction(cost) - exact) <= Fraction(1e-12 * largest) + Fraction(1, 10**20)
-        if all(value == int(value) for value in [*model.costs.values(), model.constant]):
+        if all(value == int(value) for value in [*finite, model.constant]):
             assert cost == exact
     assert trellis.cost(space.architectures(rows[:1])[0]) == costs[0]
 
@@ -102,7 +105,7 @@ def test_costs_are_those_of_the_walked_path(case):
 def test_range_is_attained(case):
     space, model = case
     trellis = Trellis(space, model)
-    costs = trellis.costs_of(all_indices(space))
+    costs = trellis.costs_of(possible_indices(space, model))
     assert trellis.min_cost() == costs.min() == trellis.cost(trellis.cheapest())
     assert trellis.max_cost() == costs.max() == trellis.cost(trellis.dearest())
 
@@ -130,7 +133,7 @@ def test_costs_of_checks_its_indices():
     assert trellis.costs_of(np.empty((0, 2), int)).shape == (0,)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, -1.0])
 def test_unusable_costs_are_refused_by_name(value):
     space = chain(2, 2)
     with pytest.raises(InputError, match=r"'d1'.*'o0'"):
@@ -141,6 +144,64 @@ def test_unusable_costs_are_refused_by_name(value):
         Trellis(space, PositionCosts(np.array([1, 1, MAX_TICKS, 1])))
 
 
+@many
+@given(spaces_with_refusals())
+def test_a_space_without_a_network_of_finite_cost_is_infeasible(case):
+    space, model = case
+    if len(possible_indices(space, model)):
+        Trellis(space, model)
+        return
+    with pytest.raises(InfeasibleError, match="is possible") as refusal:
+        Trellis(space, model)
+    # It is the first layer that no prefix of finite cost passes.
+    prefixes = [[edge.workload for edge in walked_edges(space, row)] for row in all_indices(space)]
+    passed = max(next(number for number, workload in enumerate(prefix) if model.costs[workload] == math.inf)
+                 for prefix in prefixes)
+    assert repr(space.steps[passed].name) in str(refusal.value)
+
+
+@many
+@given(spaces_with_refusals())
+def test_a_network_of_infinite_cost_has_no_cost(case):
+    space, model = case
+    possible = set(map(tuple, possible_indices(space, model).tolist()))
+    if not possible:
+        return
+    trellis = Trellis(space, model)
+    for row in all_indices(space):
+        if tuple(row.tolist()) not in possible:
+            with pytest.raises(InputError, match="finite cost"):
+                trellis.costs_of(row[None])
+
+
+def test_dead_ends_and_states_that_nothing_reaches():
+    """Widths are states: after width 2 every kernel is refused, and width 4, which goes on, cannot be reached."""
+    widths = Decision("width", {f"w{width}": ConvBlock(width) for width in (2, 3, 4)})
+    kernels = Decision("kernel", {f"k{kernel}": ConvBlock(3, kernel) for kernel in (1, 3, 5)})
+    space = SearchSpace("dead", TensorShape(6, 4, 4), (widths, kernels))
+    first, second = space.steps
+    costs = {edge.workload: 1.0 + edge.option for edge in (*first.edges, *second.edges)}
+    costs[first.edges[2].workload] = math.inf
+    costs |= {edge.workload: math.inf for edge in second.edges if edge.source == 0 or (edge.source, edge.option) == (1, 0)}
+    model = WorkloadCosts(costs)
+    trellis = Trellis(space, model)
+    networks = [{"width": "w3", "kernel": kernel} for kernel in ("k3", "k5")]
+    assert trellis.count() == 2 and (trellis.min_cost(), trellis.max_cost()) == (4, 5)
+    assert [dict(one.choices) for one in (trellis.cheapest(), trellis.dearest())] == networks
+    assert {str(one) for one in trellis.sample(100)} == {"w3 k3", "w3 k5"}
+    scores = {"width": [9.0, 0.0, math.nan], "kernel": [9.0, 0.0, 0.5]}  # what cannot be taken does not count
+    assert str(trellis.best(scores)) == "w3 k5" and str(trellis.best(scores, 4)) == "w3 k3"
+    assert trellis.expected_cost({"width": [0.5, 0.1, 0.4], "kernel": [0.5, 0.25, 0.25]}) == 4.5
+    assert trellis.restrict({"kernel": ["k1", "k5"]}).cheapest().choices == networks[1]
+    assert str(trellis.resample(trellis.cheapest(), ["width"])) == "w3 k3"
+    assert {node for node in trellis.graph() if node[0] == 1} == {(1, second.inputs[0]), (1, second.inputs[1])}
+    for nothing in ({"width": ["w2"]}, {"width": ["w4"]}, {"kernel": ["k1"]}):
+        with pytest.raises(InputError, match="leave none"):
+            trellis.restrict(nothing).min_cost()
+    with pytest.raises(InfeasibleError, match=r"^No network of space 'dead' fits"):  # nobody restricted it
+        trellis.sample(1, 3)
+
+
 # Counting
 
 
@@ -149,8 +210,8 @@ def test_unusable_costs_are_refused_by_name(value):
 def test_count_of_small_spaces_is_exact(case):
     space, model = case
     trellis = Trellis(space, model)
-    costs = trellis.costs_of(all_indices(space))
-    assert trellis.count() == trellis.count(math.inf) == space.size
+    costs = trellis.costs_of(possible_indices(space, model))
+    assert trellis.count() == trellis.count(math.inf) == len(costs)
     for budget in budgets_around(costs):
         within = int((costs <= budget).sum())
         assert trellis.count(budget) == within
@@ -162,14 +223,14 @@ def test_count_of_small_spaces_is_exact(case):
 def test_rounded_count_is_a_monotone_lower_bound(case, resolution):
     space, model = case
     trellis = Trellis(space, model, resolution=resolution)
-    costs = trellis.costs_of(all_indices(space))
+    costs = trellis.costs_of(possible_indices(space, model))
     previous = 0
     for budget in budgets_around(costs):
         within = int((costs <= budget).sum())
         counted = trellis.count(budget)
         assert max(previous, min(within, 1)) <= counted <= within
         previous = counted
-    assert previous == space.size
+    assert previous == len(costs)
 
 
 def test_rounded_count_is_close():
@@ -208,7 +269,7 @@ def test_huge_counts_are_exact(decisions, options):
 def test_samples_keep_the_budget(case, resolution, seed, data):
     space, model = case
     trellis = Trellis(space, model, resolution=resolution)
-    costs = trellis.costs_of(all_indices(space))
+    costs = trellis.costs_of(possible_indices(space, model))
     budget = data.draw(st.sampled_from(budgets_around(costs)))
     if budget < costs.min():
         with pytest.raises(InfeasibleError):
@@ -329,11 +390,15 @@ def test_restriction_is_a_filter(case, data):
     masks = {name: np.array([option in allowed[name] for option in decision.options])
              for decision in space.decisions if (name := decision.name) in allowed}
     whole = Trellis(space, model)
-    trellis = whole.restrict(allowed)
-    rows = all_indices(space)
+    rows = possible_indices(space, model)
     kept = np.array([all(options[index] in allowed.get(name, options) for name, options, index in
                          zip([d.name for d in space.decisions], [tuple(d.options) for d in space.decisions], row, strict=True))
                      for row in rows.tolist()])
+    if not kept.any():
+        with pytest.raises(InputError, match="leave none"):
+            whole.restrict(allowed)
+        return
+    trellis = whole.restrict(allowed)
     costs = whole.costs_of(rows)
     assert (trellis.costs_of(rows) == costs).all()
     assert trellis.min_cost() == costs[kept].min() == trellis.cost(trellis.cheapest())
@@ -345,7 +410,7 @@ def test_restriction_is_a_filter(case, data):
         if within:
             drawn = trellis.sample_indices(20, budget)
             assert set(map(tuple, drawn.tolist())) <= set(map(tuple, rows[kept & (costs <= budget)].tolist()))
-    assert whole.count() == space.size
+    assert whole.count() == len(rows)
 
 
 def test_restrictions_add_up_and_are_checked():
@@ -403,7 +468,7 @@ def test_best_is_the_optimum(case, seed, kind, data):
     space, model = case
     trellis = Trellis(space, model)
     generator = np.random.default_rng(seed)
-    rows = all_indices(space)
+    rows = possible_indices(space, model)
     costs = trellis.costs_of(rows)
     scores = {decision.name: generator.normal(size=len(decision.options)) for decision in space.decisions}
     if kind == "few":
@@ -485,7 +550,7 @@ def test_most_probable_path_within_the_budget(case, seed, data):
     trellis = Trellis(space, model)
     generator = np.random.default_rng(seed)
     tables = {decision.name: generator.dirichlet(np.full(len(decision.options), 0.5)) for decision in space.decisions}
-    rows = all_indices(space)
+    rows = possible_indices(space, model)
     costs = trellis.costs_of(rows)
     chances = np.array([math.prod(tables[decision.name][index] for decision, index in zip(space.decisions, row, strict=True))
                         for row in rows])
@@ -550,9 +615,9 @@ def test_graph_has_the_same_paths(case):
     graph = trellis.graph()
     ends = [node for node in graph if node[0] == len(space.steps)]
     paths = [path for end in ends for path in networkx.all_simple_edge_paths(graph, (0, space.input_shape), end)]
-    assert len(paths) == space.size
+    assert len(paths) == len(possible_indices(space, model))
     from_graph = sorted(sum(graph.edges[edge]["cost"] for edge in path) + model.constant for path in paths)
-    assert from_graph == pytest.approx(sorted(trellis.costs_of(all_indices(space))), rel=1e-9, abs=1e-12)
+    assert from_graph == pytest.approx(sorted(trellis.costs_of(possible_indices(space, model))), rel=1e-9, abs=1e-12)
     assert networkx.is_directed_acyclic_graph(graph)
     assert {graph.nodes[node]["layer"] for node in ends} == {None}
 

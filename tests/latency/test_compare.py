@@ -10,15 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from hwnas.errors import VerificationError
-from hwnas.latency.compare import compare_tables, is_additive, rank_correlation, require_complete, table_warnings
-from hwnas.latency.table import AnchorRecord, EntryRecord, HeldOut
+from hwnas.latency.compare import compare_tables, is_additive, require_complete, table_warnings
+from hwnas.latency.correlation import rank_correlation
+from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, HeldOut
 from hwnas.spaces.load import load_space
 from tests.latency.test_table import _table
-
-
-def _interval(entry):
-    """Five percent around the ratio."""
-    return None if entry.label == "imported" else (0.95 * entry.ratio, 1.05 * entry.ratio)
 
 
 def _scaled(table, factors, label="ok"):
@@ -28,18 +24,21 @@ def _scaled(table, factors, label="ok"):
 
 
 def test_a_table_does_not_differ_from_itself():
-    found = compare_tables(_table(), _table(), _interval)
+    found = compare_tables(_table(), _table())
     assert (found.unit, found.only_in_first, found.only_in_second, found.changed) == ("ratio", (), (), ())
     assert found.median_change == 0 and found.spearman == pytest.approx(1.0) and len(found.common) == len(_table().entries)
 
 
 def test_what_changed_beyond_both_intervals():
-    table = _table()
-    factors = [1.0, 1.09, 1.12, 0.5, 2.5, *[1.01] * (len(table.entries) - 5)]  # intervals of 5 % part between 1.10 and 1.11
-    found = compare_tables(table, _scaled(table, factors), _interval)
+    table = _scaled(_table(), [1.0] * len(_table().entries))
+    (low, high), ratio = (entry := next(iter(table.entries.values()))).ratio_ci, entry.ratio
+    parting = high / low  # the intervals of one session each are a share of the ratio, the same for all
+    assert 1.05 < parting < 1.1 and low < ratio < high
+    factors = [1.0, 0.99 * parting, 1.01 * parting, 0.5, 2.5, *[1.01] * (len(table.entries) - 5)]
+    found = compare_tables(table, _scaled(table, factors))
     names = list(table.entries)
     assert [change.workload for change in found.changed] == [names[4], names[3], names[2]]  # by how far, in either direction
-    assert [change.relative for change in found.changed] == pytest.approx([1.5, -0.5, 0.12])
+    assert [change.relative for change in found.changed] == pytest.approx([1.5, -0.5, 1.01 * parting - 1])
     assert found.median_change == pytest.approx(median(factors) - 1)
 
 
@@ -48,16 +47,16 @@ def test_entries_of_one_table_alone():
     first, second, *_ = table.entries
     without = [replace(table, entries={key: entry for key, entry in table.entries.items() if key != name})
                for name in (first, second)]
-    found = compare_tables(*without, _interval)
+    found = compare_tables(*without)
     assert (found.only_in_first, found.only_in_second) == ((second,), (first,))
-    nothing = compare_tables(replace(table, entries={}), table, _interval)
+    nothing = compare_tables(replace(table, entries={}), table)
     assert nothing.common == () and nothing.median_change is None and nothing.spearman is None
 
 
 def test_ratios_to_different_anchors_are_not_compared():
     table = _table()
     other = replace(table, anchor=AnchorRecord(name="other", sha256="1" * 64, sessions_ms=(1.0,)))  # twice as slow
-    found = compare_tables(table, other, _interval)
+    found = compare_tables(table, other)
     assert found.unit == "ms" and len(found.changed) == len(table.entries)
     assert {round(change.relative, 9) for change in found.common} == {1.0}
     assert found.common[0].before == pytest.approx(table.anchor_ms * next(iter(table.entries.values())).ratio)
@@ -65,7 +64,7 @@ def test_ratios_to_different_anchors_are_not_compared():
 
 def test_unknown_intervals_say_nothing():
     table = _table()
-    found = compare_tables(table, _scaled(table, [9.0] * len(table.entries), "imported"), _interval)
+    found = compare_tables(table, _scaled(table, [9.0] * len(table.entries), "imported"))
     assert found.changed == () and {change.beyond_intervals for change in found.common} == {None}
 
 
@@ -98,22 +97,28 @@ def test_completeness():
     with pytest.raises(VerificationError, match=rf"1 of {len(rest) + 1} of 'toy' are missing, the first being stem\(") as refusal:
         require_complete(short)
     assert first in str(refusal.value) and "hwnas profile" in str(refusal.value)
+    require_complete(replace(short, refused={first: "it crashes."}))  # nothing is missing then
     with pytest.raises(VerificationError, match=r"'toy' .* 'mobile-cpu' .* has 0 of that one's 22 blocks"):
         require_complete(table, load_space("mobile-cpu"))
 
 
 def test_warnings():
-    assert table_warnings(_table(noise=0.005), _interval) == []
-    assert [one for one in table_warnings(_table(held_out=10), _interval) if "Only 10 networks" in one]
-    assert [one for one in table_warnings(_table(held_out=0), _interval) if "No network has judged" in one]
+    assert table_warnings(_table(noise=0.005)) == []
+    assert [one for one in table_warnings(_table(held_out=10)) if "Only 10 networks" in one]
+    assert [one for one in table_warnings(_table(held_out=0)) if "No network has judged" in one]
     noise = np.random.default_rng(0).uniform(0.3, 3, len(_table().networks))
     records = [record.model_copy(update={"sessions": ((record.ratio * factor,),)})
                for record, factor in zip(_table().networks, noise, strict=True)]
-    assert [one for one in table_warnings(replace(_table(), networks=tuple(records)), _interval) if "do not add up" in one]
+    assert [one for one in table_warnings(replace(_table(), networks=tuple(records))) if "do not add up" in one]
     table = _table(noise=0.005)
     name = list(table.entries)[2]
-    noisy = replace(table, entries={**table.entries, name: EntryRecord(sessions=table.entries[name].sessions, label="noisy")})
-    (warning,) = table_warnings(noisy, lambda entry: (0.7 * entry.ratio, 1.3 * entry.ratio))
-    assert f"1 of {len(table.entries)} entries are noisy; the worst, {name}, is known to ± 30.0 %" in warning
+    worst = EntryRecord(sessions=((0.1,), (0.14,), (0.18,)), label="noisy")
+    half = 100 * (worst.ratio_ci[1] / worst.ratio - 1)
+    (warning,) = table_warnings(replace(table, entries={**table.entries, name: worst}))
+    assert f"1 of {len(table.entries)} entries are noisy; the worst, {name}, is known to ± {half:.1f} %" in warning and half > 20
+    effort = EffortRecord(minutes=2.0, timing_minutes=1.0, sessions=300, planned_sessions=491)
+    (warning,) = table_warnings(replace(table, effort=effort))
+    assert "300 of 491" in warning and "the same 'hwnas profile' command" in warning
+    assert table_warnings(replace(table, effort=effort.model_copy(update={"sessions": 491}))) == []
     imported = _scaled(replace(table, networks=()), [1.0] * len(table.entries), "imported")
-    assert table_warnings(imported, _interval)[0].startswith(f"{len(table.entries)} entries were imported")
+    assert table_warnings(imported)[0].startswith(f"{len(table.entries)} entries were imported")

@@ -5,6 +5,7 @@ import io
 import json
 import pickle  # noqa: TID251 -- to make what must be refused
 from contextlib import suppress
+from dataclasses import replace
 from itertools import cycle
 
 import numpy as np
@@ -19,6 +20,7 @@ from hwnas.ir.blocks import Head, Identity, MBConv, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.interchange import EXPORT_SCHEMA, FORMATS, UNITS, import_table, to_csv, to_json
+from hwnas.latency.sessions import combine_ratios
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
 from hwnas.profiling.environment import compare_environments
 from hwnas.spaces.load import load_space
@@ -188,7 +190,7 @@ def test_a_block_that_the_tool_does_not_have(tmp_path):
 
 def test_our_own_export_comes_back(tmp_path):
     table = _measured()
-    text = to_csv(table, _interval)
+    text = to_csv(table)
     again = _import(tmp_path, "hwnasbench-csv", text, unit="ms", column="isolated_ms").table
     assert {key: entry.ratio for key, entry in again.entries.items()} == pytest.approx(
         {key: entry.ratio * table.anchor_ms for key, entry in table.entries.items()})
@@ -290,10 +292,6 @@ def test_any_record_of_an_operator_is_read_or_told(tmp_path_factory, value, key)
 
 # Exports
 
-def _interval(entry):
-    return None if entry.label == "imported" else (0.9 * entry.ratio, 1.2 * entry.ratio)
-
-
 def _measured():
     """A calibrated table of SPACE, whose networks follow `0.1 + 0.8 * sum`."""
     labels = cycle(("ok", "noisy"))
@@ -309,7 +307,7 @@ def _measured():
 
 def test_the_csv_adds_up_to_predictions():
     table = _measured()
-    rows = list(csv.DictReader(io.StringIO(to_csv(table, _interval))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert [f"{row['block']} @ {row['input_shape']}" for row in rows] == list(table.entries)
     cost = {(row["block"], row["input_shape"]): float(row["latency_ms"]) for row in rows}
     assert len({row["constant_ms"] for row in rows}) == 1 and float(rows[0]["constant_ms"]) == pytest.approx(0.05)
@@ -319,20 +317,31 @@ def test_the_csv_adds_up_to_predictions():
         assert total == pytest.approx(table.predict(one).latency_ms)
     for row, entry in zip(rows, table.entries.values(), strict=True):
         assert float(row["isolated_ms"]) == pytest.approx(0.5 * entry.ratio) and float(row["ratio"]) == pytest.approx(entry.ratio)
-        assert float(row["isolated_lower_ms"]) == pytest.approx(0.45 * entry.ratio)
-        assert float(row["isolated_upper_ms"]) == pytest.approx(0.6 * entry.ratio)
+        low, high = combine_ratios(entry.sessions).ratio_ci
+        assert float(row["isolated_lower_ms"]) == pytest.approx(0.5 * low) and low < entry.ratio
+        assert float(row["isolated_upper_ms"]) == pytest.approx(0.5 * high) and high > entry.ratio
         assert (row["label"], row["sessions"]) == (entry.label, "2")
 
 
 def test_the_json_says_the_same(tmp_path):
     table = _measured()
-    document = json.loads(json.dumps(to_json(table, _interval), allow_nan=False))
+    document = json.loads(json.dumps(to_json(table), allow_nan=False))
     assert document["schema"] == EXPORT_SCHEMA and document["space_hash"] == SPACE.hash and document["anchor_ms"] == 0.5
-    rows = list(csv.DictReader(io.StringIO(to_csv(table, _interval))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
     for row, entry in zip(rows, document["entries"], strict=True):
         assert {key: str(value) for key, value in entry.items()} == {key: row[key] for key in entry}
-    imported = to_json(_import(tmp_path, "ofa-yaml").table, _interval)["entries"]
+    imported = to_json(_import(tmp_path, "ofa-yaml").table)["entries"]
     assert {(row["isolated_lower_ms"], row["sessions"], row["label"]) for row in imported} == {(None, 0, "imported")}
+
+
+def test_refused_blocks_are_no_rows():
+    table = _measured()
+    workload = next(iter(table.entries))
+    refused = replace(table, refused={workload: "It crashes."})
+    document = json.loads(json.dumps(to_json(refused), allow_nan=False))
+    assert document["refused"] == {workload: "It crashes."}
+    rows = [f"{row['block']} @ {row['input_shape']}" for row in csv.DictReader(io.StringIO(to_csv(refused)))]
+    assert rows == [f"{row['block']} @ {row['input_shape']}" for row in document["entries"]] == list(table.entries)[1:]
 
 
 def test_units_are_milliseconds():

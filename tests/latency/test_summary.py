@@ -5,12 +5,19 @@ from dataclasses import replace
 import pytest
 
 from hwnas.ir.trellis import Trellis
-from hwnas.latency.summary import block_costs, held_out_document, layer_costs, measured_networks, measured_parts
+from hwnas.latency.sessions import combine_ratios
+from hwnas.latency.summary import (
+    block_costs,
+    excluded_options,
+    held_out_document,
+    layer_costs,
+    measured_networks,
+    measured_parts,
+    refusal_warning,
+    refused_blocks,
+)
+from hwnas.latency.table import EntryRecord
 from tests.latency.test_table import _space, _table
-
-
-def _no_interval(entry):
-    return None
 
 
 def test_layers_span_the_fastest_and_the_slowest_network():
@@ -36,7 +43,7 @@ def test_an_incomplete_table_shows_what_it_has():
     table = replace(whole, entries={key: entry for key, entry in whole.entries.items() if key != first})
     stem, width, *_ = layer_costs(table)
     assert stem.options == () and stem.mean_ms == 0 and len(width.options) == 2
-    assert len(block_costs(table, _no_interval)) == len(whole.entries) - 1
+    assert len(block_costs(table)) == len(whole.entries) - 1
 
 
 def test_networks_are_judged_as_the_table_judges_them():
@@ -54,9 +61,44 @@ def test_networks_are_judged_as_the_table_judges_them():
 def test_blocks_of_a_space_and_others():
     table = _table(noise=0.02)
     parts = measured_parts(_space())
-    rows = {row.workload: row for row in block_costs(table, lambda entry: (0.8 * entry.ratio, 1.1 * entry.ratio))}
+    rows = {row.workload: row for row in block_costs(table)}
     assert set(rows) == set(parts) == set(table.entries)
     row = next(iter(rows.values()))
-    assert row.relative_ci == pytest.approx(0.15) and row.sessions == 3
-    other = replace(table, entries={**table.entries, "odd @ 1x1x1": table.entries[row.workload]})
-    assert block_costs(other, _no_interval)[-1].latency_ms is None and block_costs(other, _no_interval)[-1].relative_ci is None
+    low, high = combine_ratios(table.entries[row.workload].sessions).ratio_ci
+    assert row.relative_ci == pytest.approx((high - low) / (2 * row.ratio)) and row.sessions == 3
+    imported = EntryRecord(sessions=((1.0,),), label="imported")
+    other = replace(table, entries={**table.entries, "odd @ 1x1x1": imported})
+    assert block_costs(other)[-1].latency_ms is None and block_costs(other)[-1].relative_ci is None
+
+
+def test_options_that_are_refused_are_left_out():
+    """In this space `conv` is reached at one width in `tail`, and `body` at two."""
+    table = _table()
+    steps = {step.name: step for step in table.search_space.steps}
+    wide = next(edge.workload for edge in steps["body"].edges if edge.option == 1 and edge.input_shape.channels == 16)
+    tail = next(edge.workload for edge in steps["tail"].edges if edge.option == 0)
+    refused = replace(table, refused={wide: " It\n crashes. ", tail: "It is too large.", "odd @ 1x1x1": "It is odd."})
+    found = excluded_options(refused)
+    assert found[0] == ("body", "k5", "It crashes, for some of its inputs") and found[-1] == ("tail", "conv", "It is too large")
+    assert set(refused_blocks(refused)) == {wide, tail}
+    text = refusal_warning(refused)
+    assert "\n" not in text and text.startswith(f"2 of {len(table.entries)} blocks are refused by onnxruntime-cpu; options with "
+                                                "them are left out: body k5 (It crashes, for some of its inputs), ")
+    assert text.endswith("tail conv (It is too large).") and len(found) <= 3
+    costs = {layer.name: [option.name for option in layer.options] for layer in layer_costs(refused)}
+    assert costs["tail"] == ["skip"] and costs["body"] == ["k3", "k5", "plain"]
+    assert {row.workload: row.latency_ms for row in block_costs(refused)}[tail] is None
+    trellis = Trellis(table.search_space, refused)
+    possible = {str(one) for one in trellis.sample(500)}
+    assert len(possible) == trellis.count() and not any(one.endswith("conv") for one in possible)
+    # Only what can be used is judged.
+    assert 0 < len(measured_networks(refused)) < len(table.networks)
+
+
+def test_at_most_three_refused_options_are_named():
+    table = _table(networks=0)
+    refused = replace(table, refused=dict.fromkeys(table.entries, "It is " + 90 * "very " + "slow."))
+    text = refusal_warning(refused)
+    options = sum(len(step.options) for step in table.search_space.steps) - 1  # the identity takes no time and is never refused
+    assert text.count("(It is very") == 3 and text.endswith(f", and {options - 3} more.") and len(text) < 600
+    assert len(excluded_options(refused)) == options and refusal_warning(table) is None

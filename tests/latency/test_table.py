@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -11,12 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwnas.errors import HwnasError, InputError
+from hwnas.errors import HwnasError, InfeasibleError, InputError
 from hwnas.files import content_sha256
 from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
-from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, conformal_interval, load_table
+from hwnas.latency.table import (
+    _UPGRADES,
+    SCHEMA,
+    AnchorRecord,
+    EffortRecord,
+    EntryRecord,
+    LatencyTable,
+    NetworkRecord,
+    conformal_interval,
+    load_table,
+)
 
 
 def _space() -> SearchSpace:
@@ -126,6 +137,57 @@ def test_round_trip(tmp_path):
     assert again.to_dict() == table.to_dict()
 
 
+def test_new_fields_survive(tmp_path):
+    effort = EffortRecord(minutes=2.6, timing_minutes=2.2, sessions=490, planned_sessions=491)
+    table = replace(_table(noise=0.02), refused={"b @ 1x1x1": "It crashes.", "a @ 1x1x1": "It is \"large\"."}, effort=effort)
+    again = load_table(table.save(tmp_path / "table.json"))
+    assert again == table and again.refused == table.refused and again.effort == effort and not again.effort.complete
+    assert again.to_dict() == table.to_dict()
+    more = again.with_networks(again.networks[:1])
+    assert (more.refused, more.effort, len(more.networks)) == (table.refused, effort, len(table.networks) + 1)
+    assert effort.model_copy(update={"sessions": 491}).complete
+    bare = _table()
+    assert bare.refused == {} and bare.effort is None and load_table(bare.save(tmp_path / "bare.json")) == bare
+
+
+def test_a_table_of_version_1_still_loads(tmp_path):
+    """A file that version 1 wrote, with what it derived from the samples."""
+    stored = json.loads((Path(__file__).parent / "table_v1.json").read_text())
+    table = load_table(Path(__file__).parent / "table_v1.json")
+    assert stored["schema"] == "hwnas.latency-table/1" and "refused" not in stored
+    assert (table.refused, table.effort) == ({}, None) and table.search_space == _space()
+    assert [(key, entry.ratio) for key, entry in table.entries.items()] == [
+        (key, row["ratio"]) for key, row in stored["entries"].items()]
+    assert vars(table.held_out) == pytest.approx(stored["held_out"], rel=1e-3)  # the rank correlation took no heed of ties
+    assert table.calibration.scale == pytest.approx(stored["calibration"]["scale"])
+    again = load_table(table.save(tmp_path / "table.json"))
+    assert again == table and json.loads((tmp_path / "table.json").read_text())["schema"] == SCHEMA
+    stored["environment"]["threads"] = 2  # its hash is still checked
+    (tmp_path / "edited.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="edited"):
+        load_table(tmp_path / "edited.json")
+
+
+@pytest.mark.parametrize("schema, words", [
+    ("hwnas.latency-table/3", "newer hwnas: upgrade"), ("hwnas.latency-table/999999999", "newer hwnas: upgrade"),
+    ("hwnas.latency-table/0", "'hwnas.latency-table/1' or"), ("hwnas.latency-table/" + 5000 * "9", "'hwnas.latency-table/1' or"),
+    ("hwnas.latency-table/²", "profile the space again"), ("hwnas.space/1", "profile the space again"),
+    (None, "None"), (3, "'3'"), (["hwnas.latency-table/1"], "profile"), ({}, "profile")])
+def test_other_schemas_are_told_apart(schema, words, tmp_path):
+    document = _table(networks=0).to_dict() | {"schema": schema}
+    (tmp_path / "table.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=words) as refusal:
+        load_table(tmp_path / "table.json")
+    assert len(str(refusal.value)) < 400 and str(refusal.value).count(". ") == 0
+
+
+def test_upgrades_end_at_this_version():
+    document = {"schema": "hwnas.latency-table/1"}
+    for _ in _UPGRADES:
+        document = _UPGRADES[document["schema"]](document)
+    assert document["schema"] == SCHEMA not in _UPGRADES
+
+
 def test_file_has_the_documented_keys(tmp_path):
     document = json.loads(_table().save(tmp_path / "table.json").read_text())
     assert {"schema", "space", "space_hash", "environment", "anchor", "entries", "calibration", "held_out"} <= set(document)
@@ -139,6 +201,55 @@ def test_missing_entry_names_workload_and_command():
     assert short.missing_workloads() == [workload]
     with pytest.raises(InputError, match=r"no entry for .*hwnas profile"):
         Trellis(short.search_space, short)
+
+
+# Refused blocks
+
+
+def _without_wide_kernels():
+    """A table whose runtime refuses k5 after a wide layer, before which it was measured in some networks."""
+    table = _table(noise=0.02)
+    step = table.search_space.steps[2]
+    workload = next(edge.workload for edge in step.edges if step.options[edge.option] == "k5" and edge.input_shape.channels == 16)
+    return replace(table, refused={workload: "It crashes (signal 11)."}), workload
+
+
+def test_a_refused_block_costs_infinity_and_is_not_missing():
+    table, workload = _without_wide_kernels()
+    entries = {key: entry for key, entry in table.entries.items() if key != workload}
+    for one in (table, replace(table, entries=entries)):  # whether or not it ran before it crashed
+        assert one.missing_workloads() == []
+        costs = {edge.workload: one.edge_cost(edge) for step in one.search_space.steps for edge in step.edges}
+        assert [key for key, cost in costs.items() if cost == math.inf] == [workload]
+        networks = Trellis(one.search_space, one).sample(400)
+        chosen = {(network.choices["width"], network.choices["body"]) for network in networks}
+        assert ("wide", "k5") not in chosen and {("narrow", "k5"), ("wide", "k3"), ("wide", "plain")} <= chosen
+        assert [prediction.latency_ms for prediction in one.predict_many(networks[:20])] == pytest.approx(
+            [Trellis(one.search_space, one).cost(network) for network in networks[:20]])
+
+
+def test_a_network_with_a_refused_block_is_not_predicted():
+    table, workload = _without_wide_kernels()
+    with pytest.raises(InputError, match="option 'k5' of decision 'body'") as refusal:
+        table.predict(table.search_space.architecture({"width": "wide", "body": "k5", "tail": "skip"}))
+    assert workload in str(refusal.value) and "It crashes (signal 11)" in str(refusal.value)
+    stem = next(iter(table.entries))
+    with pytest.raises(InputError, match="layer 'stem'"):
+        replace(table, refused={stem: "No."}).predict(table.search_space.any_architecture)
+    with pytest.raises(InfeasibleError, match="layer 'stem'"):
+        Trellis(table.search_space, replace(table, refused={stem: "No."}))
+
+
+def test_networks_with_a_refused_block_do_not_count():
+    table, _ = _without_wide_kernels()
+    usable = [record for record in table.networks if (record.choices["width"], record.choices["body"]) != ("wide", "k5")]
+    assert 0 < len(usable) < len(table.networks)
+    alone = replace(table, networks=tuple(usable), refused={})
+    assert table.calibration == alone.calibration and table.held_out == alone.held_out
+    assert Trellis(table.search_space, table).max_cost() <= Trellis(table.search_space, alone).max_cost()
+
+
+# Damage
 
 
 def test_truncated_table_is_refused_and_left_alone(tmp_path):
@@ -169,6 +280,45 @@ def test_any_damage_is_an_input_error(tmp_path_factory, data):
         load_table(path)
 
 
+def _places(value, path=()):
+    """Every place in a document, as a path of keys."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _places(child, (*path, key))
+
+
+_SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.just("x" * 300),
+                     st.sampled_from([10**400, -1, 1e308, 5e-324, [], {}, [[]], {"": None}]))
+_VALUES = st.recursive(_SCALARS, lambda inner: st.one_of(
+    st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)), max_leaves=4)
+_DOCUMENT = replace(_table(networks=24, held_out=19), refused={"a @ 1x1x1": "It crashes."},
+                    effort=EffortRecord(minutes=1.0, timing_minutes=0.5, sessions=3, planned_sessions=4)).to_dict()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_hostile_document_is_an_input_error(tmp_path_factory, data):
+    """Something else at any place, under a hash that is made anew: it loads, or it is refused in a sentence."""
+    document = json.loads(json.dumps(_DOCUMENT))
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, last = data.draw(st.sampled_from([path for path in _places(document) if path]))
+        owner = document
+        for key in path:
+            owner = owner[key]
+        if data.draw(st.integers(0, 4)):
+            owner[last] = data.draw(_VALUES)
+        else:
+            del owner[last]
+    document["content_sha256"] = content_sha256(document)
+    path = tmp_path_factory.mktemp("hostile") / "table.json"
+    path.write_text(json.dumps(document))
+    with suppress(InputError):
+        table = load_table(path)
+        assert isinstance(table.missing_workloads(), list) and table.unit == "ms"
+        assert load_table(table.save(path)) == table
+
+
 @pytest.mark.parametrize("spoil", [
     lambda d: d["entries"].clear() or d["entries"].update({"x": {"sessions": [], "label": "ok", "ratio": 1}}),
     lambda d: d["networks"][0]["choices"].update(body="k9"),
@@ -178,6 +328,12 @@ def test_any_damage_is_an_input_error(tmp_path_factory, data):
     lambda d: d.pop("environment"),
     lambda d: d.update(schema="hwnas.latency-table/99"),
     lambda d: d.update(space_hash="0" * 64),
+    lambda d: d.pop("refused"),
+    lambda d: d.update(refused={"a": 1}),
+    lambda d: d.update(refused=["a"]),
+    lambda d: d.update(effort={"minutes": -1.0, "timing_minutes": 0.0, "sessions": 1, "planned_sessions": 1}),
+    lambda d: d.update(effort={"minutes": 1.0}),
+    lambda d: d.update(schema="hwnas.latency-table/1", refused=None, entries=None),
 ])
 def test_consistent_but_impossible_content_is_refused(tmp_path, spoil):
     """The hash is made anew: the checks behind it must hold on their own."""

@@ -93,6 +93,18 @@ def test_an_imported_or_incomplete_table_is_drawn(tmp_path):
     assert "<!-- toy on a phone, imported -->" in draw_table(bare, tmp_path / "table.svg").read_text()
 
 
+def test_a_table_with_refused_blocks_is_drawn(tmp_path):
+    whole = table()
+    large = {key: "It crashes." for key in whole.entries if "out_channels=96" in key}
+    drawn = replace(whole, refused=large)
+    for name in ("table.svg", "table.html"):
+        assert f"{len(large)} blocks refused and left out" in draw_table(drawn, tmp_path / name).read_text()
+    text = (tmp_path / "table.svg").read_text()
+    assert "<!-- small -->" in text and "<!-- large -->" not in text
+    bare = replace(whole, refused=dict.fromkeys(whole.entries, "It crashes."))
+    assert "<!-- small -->" not in draw_table(bare, tmp_path / "none.svg").read_text()
+
+
 def test_a_fit_through_one_network_is_drawn(tmp_path):
     """Prediction and measurement are one number, so the picture has no range of its own."""
     record = table(1).networks[0].model_copy(update={"role": "fit"})
