@@ -1,8 +1,9 @@
 """The inference runtimes that hwnas measures and deploys on; one file each, all meeting the contract in `base`."""
 
 from hwnas.errors import InputError, UnavailableError
-from hwnas.runtimes.base import Availability, Bound, Executable, Runtime, RuntimeConfig, TensorInfo
+from hwnas.runtimes.base import Availability, Bound, Executable, Program, Runtime, RuntimeConfig, TensorInfo
 from hwnas.runtimes.executorch import ExecuTorchCpu
+from hwnas.runtimes.litert import LiteRtCpu
 from hwnas.runtimes.mnn import MnnCpu
 from hwnas.runtimes.ncnn import NcnnCpu
 from hwnas.runtimes.onnxruntime import OnnxRuntimeCpu
@@ -17,13 +18,15 @@ __all__ = [
     "Availability",
     "Bound",
     "Executable",
+    "Program",
     "Runtime",
     "RuntimeConfig",
     "TensorInfo",
+    "load_converter",
     "load_runtime",
 ]
 
-_ALL: tuple[Runtime, ...] = (OnnxRuntimeCpu(), OpenVinoCpu(), NcnnCpu(), MnnCpu(), ExecuTorchCpu(), TorchCpu(),
+_ALL: tuple[Runtime, ...] = (OnnxRuntimeCpu(), OpenVinoCpu(), NcnnCpu(), MnnCpu(), ExecuTorchCpu(), LiteRtCpu(), TorchCpu(),
                              OnnxRuntimeCuda(), TENSORRT, TENSORRT_RTX, TorchCuda())
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in _ALL}
@@ -36,9 +39,28 @@ def load_runtime(name: str) -> Runtime:
         InputError: No runtime has that name.
         UnavailableError: Its package is missing or broken; the message has the command that mends it.
     """
+    runtime = _known(name)
+    found = runtime.availability()
+    if not found.available:
+        raise UnavailableError(f"{name} is not usable here: {found.reason}.")
+    return runtime
+
+
+def load_converter(name: str) -> Runtime:
+    """Returns a runtime whose programs can be prepared on this machine, wherever they run.
+
+    Raises:
+        InputError: No runtime has that name.
+        UnavailableError: Its converter is missing or broken.
+    """
+    runtime = _known(name)
+    found = runtime.can_prepare()
+    if not found.available:
+        raise UnavailableError(f"Programs for {name} cannot be prepared here: {found.reason}.")
+    return runtime
+
+
+def _known(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise InputError(f"There is no runtime {name!r}: choose one of {', '.join(sorted(RUNTIMES))}.")
-    availability = RUNTIMES[name].availability()
-    if not availability.available:
-        raise UnavailableError(f"{name} is not usable here: {availability.reason}.")
     return RUNTIMES[name]

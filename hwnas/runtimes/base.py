@@ -1,13 +1,18 @@
 """The contract between hwnas and an inference runtime: describe yourself, compile an ONNX model, run it.
 
-A runtime is one short file that meets `Runtime` and `Executable` below, one line in `hwnas.runtimes.RUNTIMES`, and it
-inherits the contract suite in tests/runtimes. It imports its package inside its methods, so that a machine that lacks
-the package can still list the runtime, with the reason and the remedy.
+To compile is two steps, which may happen on two machines. `prepare` reads the model and converts it: the host's half, which
+needs onnx and any converters. `load` takes the result on the device, where it needs the standard library, numpy and the
+runtime's own package, and nothing else.
+
+A runtime is one short file with a class that extends `Runtime` below and makes `Executable`s, one line in
+`hwnas.runtimes.RUNTIMES`, and it inherits the contract suite in tests/runtimes. It imports its package inside its methods, so
+that a machine that lacks the package can still list the runtime, with the reason and the remedy.
 """
 
 import importlib
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +63,21 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Program:
+    """A model in the form that its runtime loads: all that travels to a device.
+
+    Attributes:
+        files: Contents by name.
+        inputs: What goes in, in the model's order.
+        outputs: What comes out, in the model's order.
+    """
+
+    files: Mapping[str, bytes] = field(repr=False)
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
 class Bound:
     """One inference on buffers already in place: call it to run, as often as wanted. This is what gets timed.
 
@@ -101,33 +121,82 @@ class Executable(Protocol):
 
 
 class Runtime(Protocol):
-    """An inference runtime on one kind of device."""
+    """An inference runtime on one kind of device; runtimes inherit what both halves together are."""
 
     name: str
     precisions: tuple[str, ...]
 
-    def availability(self) -> Availability:
-        """Says whether the runtime is usable here; never raises."""
+    def can_prepare(self) -> Availability:
+        """Says whether `prepare` works here, with the converter's name and version if there is one; never raises.
+
+        It always does where the runtime itself reads ONNX.
+        """
+        return Availability(True)
+
+    @abstractmethod
+    def can_load(self) -> Availability:
+        """Says whether `load` works here, with the runtime's version; never raises."""
         ...
 
+    def availability(self) -> Availability:
+        """Says whether the runtime is usable here on its own, for both halves; never raises."""
+        found = self.can_load()
+        if not found.available:
+            return found
+        converter = self.can_prepare()
+        if not converter.available:
+            return converter
+        return replace(found, version=with_converter(str(found.version), converter.version))
+
+    @abstractmethod
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
         """Everything but the version that decides the latency of a compiled model, under the runtime's own names.
 
-        Exactly what `compile` uses; for an accelerator also the device's name and driver. Needs no package.
+        Exactly what `load` uses; for an accelerator also the device's name and driver. Needs no package.
 
         Raises:
             InputError: The runtime lacks the precision.
         """
         ...
 
+    @abstractmethod
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        """Reads an ONNX model, given as its bytes or its file, and converts it.
+
+        Raises:
+            InputError: The model is malformed, of open shape or not supported, or the runtime lacks the precision.
+            UnavailableError: The converter does not work here.
+        """
+        ...
+
+    @abstractmethod
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
+        """Loads what `prepare` made for the same configuration, here or on another machine.
+
+        Raises:
+            InputError: The runtime refuses the program, or lacks the precision.
+            UnavailableError: This machine cannot execute the precision.
+        """
+        ...
+
     def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
-        """Compiles an ONNX model, given as its bytes or its file.
+        """Prepares and loads an ONNX model, given as its bytes or its file.
 
         Raises:
             InputError: The model is malformed, not supported or of open shape, or the runtime lacks the precision.
             UnavailableError: This machine cannot execute the precision.
         """
-        ...
+        return self.load(self.prepare(model, config), config)
+
+
+def with_converter(version: str, converter: str | None) -> str:
+    """A runtime's version together with that of its converter, if there is one.
+
+    Args:
+        version: As `can_load` gives it.
+        converter: As `can_prepare` gives it.
+    """
+    return version if converter is None else f"{version} ({converter})"
 
 
 def probe_package(package: str, install: str) -> Availability:

@@ -1,7 +1,8 @@
 """ONNX models in a runtime's own format, each converted once.
 
 A profile compiles the same model afresh in every session, and a converter is a process of its own: it may crash, hang or
-print what it likes. So it runs in a scratch folder under a time limit, and what it leaves moves into a cache in one step.
+print what it likes. So it runs in a scratch folder under a time limit, and what it leaves moves into a cache in one step, with
+its checksums: what was damaged since is made again.
 
 The cache is a folder per runtime in `~/.cache/hwnas`, or in the folder that the environment variable `HWNAS_CACHE_DIR` names.
 An entry belongs to one model, one converter version and one set of options. Whatever was not used for longest goes once the
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from hwnas.runtimes.onnx_model import OnnxModel
 CACHE_VARIABLE = "HWNAS_CACHE_DIR"
 MAX_CACHE_BYTES = 2 * 10**9  # for each runtime
 
+_CHECKSUMS = "SHA256SUMS"
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _COMPLAINT = re.compile(r"fail|error|invalid|not support", re.IGNORECASE)
 
@@ -51,8 +54,8 @@ class Converter:
     products: tuple[str, ...]
     timeout_s: float = 120.0
 
-    def convert(self, model: bytes) -> Path:
-        """Returns the folder that holds the products for a model, converted now or at an earlier time.
+    def convert(self, model: bytes) -> dict[str, bytes]:
+        """Returns the products for a model, by name, converted now or at an earlier time.
 
         Raises:
             InputError: The converter refuses the model, crashes or exceeds its time; or the cache cannot be written.
@@ -62,15 +65,30 @@ class Converter:
         cache = cache_folder() / self.runtime
         entry = cache / hashlib.sha256(identity + hashlib.sha256(model).digest()).hexdigest()
         try:
-            if not _touch(entry):
-                self._add(model, entry)
+            products = self._recall(entry)
+            if products is None:
+                products = self._add(model, entry)
                 _drop_oldest(cache, MAX_CACHE_BYTES)
         except OSError as error:
             raise InputError(f"Converted models are kept in {cache}, but that cannot be written ({error.strerror}): "
                              f"set {CACHE_VARIABLE} to a folder that can.") from None
-        return entry
+        return products
 
-    def _add(self, model: bytes, entry: Path) -> None:
+    def _recall(self, entry: Path) -> dict[str, bytes] | None:
+        """What an entry holds, if there is one; a damaged one is deleted."""
+        try:
+            products = {product: (entry / product).read_bytes() for product in self.products}
+            intact = (entry / _CHECKSUMS).read_bytes() == _checksums(products)
+        except OSError:
+            intact = False
+        if not intact:
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        with suppress(OSError):  # a cache that others keep may be read-only
+            os.utime(entry)  # used now
+        return products
+
+    def _add(self, model: bytes, entry: Path) -> dict[str, bytes]:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".") as scratch:
             folder, finished = Path(scratch, "work"), Path(scratch, "finished")
@@ -78,14 +96,15 @@ class Converter:
             finished.mkdir()
             (folder / "model.onnx").write_bytes(model)
             self._run(folder)
-            for product in self.products:
-                (folder / product).rename(finished / product)
-                _sync(finished / product)
+            products = {product: (folder / product).read_bytes() for product in self.products}
+            for name, content in (*products.items(), (_CHECKSUMS, _checksums(products))):
+                _write_synced(finished / name, content)
             try:
                 finished.rename(entry)
             except OSError:
                 if not entry.is_dir():  # otherwise another process was quicker
                     raise
+            return products
 
     def _run(self, folder: Path) -> None:
         try:
@@ -124,23 +143,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/hwnas").expanduser()
 
 
-def forget(entry: Path) -> None:
-    """Deletes an entry that turned out to be of no use, so that a damaged one is made again."""
-    shutil.rmtree(entry, ignore_errors=True)
+def _checksums(products: Mapping[str, bytes]) -> bytes:
+    """As the program `sha256sum` writes and checks them."""
+    return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in products.items()).encode()
 
 
-def _touch(entry: Path) -> bool:
-    """Notes that an entry was used; returns whether there is one."""
-    try:
-        os.utime(entry)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _sync(path: Path) -> None:
+def _write_synced(path: Path, content: bytes) -> None:
     """Has a file's bytes on the disk before a name says that it is finished."""
-    with open(path, "rb") as file:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
 
 
@@ -154,7 +166,7 @@ def _drop_oldest(cache: Path, max_bytes: int) -> None:
     for index, (_, size, entry) in enumerate(sorted(entries, reverse=True)):
         total += size
         if index and total > max_bytes:
-            forget(entry)
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _complaint(output: str) -> str:

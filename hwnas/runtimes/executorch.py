@@ -1,17 +1,15 @@
 """ExecuTorch on the CPU (`executorch-cpu`), with XNNPACK's kernels: what PyTorch offers phones and other small devices.
 
 Lowering a model takes seconds, so programs are kept in the cache of converted models. Only lowering imports ExecuTorch's
-compiler, which takes longer still; a program from the cache needs nothing but PyTorch and ExecuTorch's runtime.
+compiler, which takes longer still; to load a program needs nothing but ExecuTorch's runtime, and PyTorch for its bindings.
 
 The process has one pool of threads. To resize it is deadly for programs that were loaded before, which is why all that are
 open at a time must have the same number of threads.
 """
 
 import json
-import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -24,6 +22,8 @@ from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     check_inputs,
@@ -31,24 +31,37 @@ from hwnas.runtimes.base import (
     compile_refusal,
     one_line,
     probe_package,
+    with_converter,
 )
-from hwnas.runtimes.conversion import Converter, forget
-from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.conversion import Converter
+from hwnas.runtimes.native_output import silent_stderr
+from hwnas.runtimes.onnx_model import read_onnx
+from hwnas.runtimes.torch_arrays import to_arrays, to_torch
 
 _INSTALL = "pip install executorch torch"
+_NOT_INSTALLED = f"executorch is not installed; run: {_INSTALL}"
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 _PROGRAM, _PORTABLE = "model.pte", "portable.json"
 _LOWERING = 1  # of what `executorch_lowering` makes of a model: another number makes older programs in caches void
-_STDERR = 2
 
 
-class ExecuTorchCpu:
+class ExecuTorchCpu(Runtime):
     """XNNPACK for all that it covers; ExecuTorch's own kernels for the rest, which an executable lists as `portable`."""
 
     name = "executorch-cpu"
     precisions: tuple[str, ...] = tuple(_DTYPES)
 
-    def availability(self) -> Availability:
+    def can_prepare(self) -> Availability:
+        found = probe_package("torch", _INSTALL)
+        if not found.available:
+            return found
+        try:
+            metadata.version("executorch")
+        except metadata.PackageNotFoundError:
+            return Availability(False, reason=_NOT_INSTALLED)
+        return Availability(True, version=f"torch {found.version}")
+
+    def can_load(self) -> Availability:
         torch_found = probe_package("torch", _INSTALL)
         if not torch_found.available:
             return torch_found
@@ -56,11 +69,11 @@ class ExecuTorchCpu:
             _pybindings()
             version = metadata.version("executorch")
         except ModuleNotFoundError:
-            return Availability(False, reason=f"executorch is not installed; run: {_INSTALL}")
+            return Availability(False, reason=_NOT_INSTALLED)
         except Exception as error:  # a broken native library may raise anything
             why = f"{type(error).__name__}: {one_line(error)}"
             return Availability(False, reason=f"executorch is installed but does not import ({why}); reinstall it: {_INSTALL}")
-        return Availability(True, version=f"{version} (torch {torch_found.version})")
+        return Availability(True, version=version)
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
         check_precision(self, config)
@@ -71,22 +84,23 @@ class ExecuTorchCpu:
             "threadpool_threads": config.threads,
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
-        settings = self.settings(config)
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
         onnx_model = read_onnx(model)
-        lowering = _Lowering(self.name, str(self.availability().version), (), (f"{settings['dtype']}", f"{_LOWERING}"),
-                             (_PROGRAM, _PORTABLE))
+        version = with_converter(metadata.version("executorch"), self.can_prepare().version)
+        lowering = _Lowering(self.name, version, (), (_DTYPES[config.precision], f"{_LOWERING}"), (_PROGRAM, _PORTABLE))
         try:
-            entry = lowering.convert(onnx_model.content)
+            return Program(lowering.convert(onnx_model.content), onnx_model.inputs, onnx_model.outputs)
         except HwnasError:
             raise
         except Exception as error:  # exporting runs through a good part of PyTorch, and may raise anything
             raise compile_refusal(self, error) from None
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
+        check_precision(self, config)
         try:
-            return _ExecuTorchExecutable((entry / _PROGRAM).read_bytes(), json.loads((entry / _PORTABLE).read_text()),
-                                         onnx_model, config.threads)
-        except (RuntimeError, OSError, ValueError) as error:
-            forget(entry)  # it may be damaged
+            return _ExecuTorchExecutable(program, config.threads)
+        except (RuntimeError, ValueError) as error:
             raise compile_refusal(self, error) from None
 
 
@@ -111,11 +125,11 @@ class _ExecuTorchExecutable:
         portable: Operators outside of XNNPACK, each as often as it occurs; usually slow.
     """
 
-    def __init__(self, program: bytes, portable: Sequence[str], model: OnnxModel, threads: int) -> None:
-        self.inputs = model.inputs
-        self.outputs = model.outputs
-        self.portable = tuple(portable)
-        self._program = program
+    def __init__(self, program: Program, threads: int) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
+        self.portable: tuple[str, ...] = tuple(json.loads(program.files[_PORTABLE]))
+        self._content = program.files[_PROGRAM]
         self._threads = threads
         self._loaded: weakref.WeakSet[_Inference] = weakref.WeakSet()
         self._own = self._load()
@@ -135,31 +149,27 @@ class _ExecuTorchExecutable:
             inference.close()
 
     def _load(self) -> "_Inference":
-        inference = _Inference(self._program, self._threads)
+        inference = _Inference(self._content, self._threads)
         self._loaded.add(inference)
         return inference
 
     def _read(self, inference: "_Inference") -> dict[str, np.ndarray]:
-        from hwnas.runtimes.torch_model import to_arrays
-
         return to_arrays(inference.outputs(), self.outputs)
 
 
 class _Inference:
     """A loaded program on inputs of its own."""
 
-    def __init__(self, program: bytes, threads: int) -> None:
+    def __init__(self, content: bytes, threads: int) -> None:
         _size_pool(threads)
         self.threads = threads
-        self._content = program  # kept: what is loaded points into it
-        self._program = _pybindings()._load_program_from_buffer(program)
+        self._content = content  # kept: what is loaded points into it
+        self._program = _pybindings()._load_program_from_buffer(content)
         self._method = self._program.load_method("forward")
         self._inputs: list[Any] = []
         _OPEN.add(self)
 
     def set_inputs(self, arrays: Mapping[str, np.ndarray]) -> None:
-        from hwnas.runtimes.torch_operators import to_torch
-
         self._inputs = [to_torch(array) for array in arrays.values()]  # kept: the program only points to them
         self._method.set_inputs(self._inputs)
 
@@ -188,7 +198,7 @@ def _size_pool(threads: int) -> None:
         raise InputError(f"executorch-cpu has one number of threads in a process, and what is open has {others.pop()}: close it "
                          f"before compiling for {threads}, or use another process.")
     pybindings = _pybindings()
-    with _silent_stderr():
+    with silent_stderr():
         if pybindings._threadpool_get_thread_count() != threads:
             pybindings._unsafe_reset_threadpool(threads)
 
@@ -197,17 +207,3 @@ def _pybindings() -> Any:
     """The native module itself: ExecuTorch's Python around it would import its compiler, too."""
     import_module("torch")  # whose libraries it needs
     return import_module("executorch.extension.pybindings._C")
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Drops what the native library remarks on the processor and on its own pool."""
-    saved = os.dup(_STDERR)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, _STDERR)
-    try:
-        yield
-    finally:
-        os.dup2(saved, _STDERR)
-        os.close(nowhere)
-        os.close(saved)

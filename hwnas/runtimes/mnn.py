@@ -9,6 +9,7 @@ The lower precisions that MNN has on ARM change nothing on x86, so there is fp32
 import importlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     TensorInfo,
@@ -28,16 +31,17 @@ from hwnas.runtimes.base import (
     one_line,
     probe_package,
 )
-from hwnas.runtimes.conversion import Converter, forget, refusal, require_float32
+from hwnas.runtimes.conversion import Converter, refusal, require_float32
 from hwnas.runtimes.native_output import captured_stdout
-from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.onnx_model import read_onnx
+from hwnas.runtimes.program_files import files_on_disk
 
 _MODEL = "model.mnn"
 _CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv)"
 _ARGUMENTS = ("-f", "ONNX", "--modelFile", "model.onnx", "--MNNModel", _MODEL, "--bizCode", "hwnas")
 
 
-class MnnCpu:
+class MnnCpu(Runtime):
     """MNN's CPU backend through its module interface.
 
     Args:
@@ -50,7 +54,10 @@ class MnnCpu:
     def __init__(self, converter_timeout_s: float = 120.0) -> None:
         self._converter_timeout_s = converter_timeout_s
 
-    def availability(self) -> Availability:
+    def can_prepare(self) -> Availability:
+        return replace(self.can_load(), version=None)  # the converter is a part of the package
+
+    def can_load(self) -> Availability:
         try:
             return Availability(True, version=_import_mnn().version())
         except Exception:  # a broken native library may raise anything
@@ -61,16 +68,18 @@ class MnnCpu:
         check_precision(self, config)
         return {"backend": "CPU", "numThread": config.threads, "precision": "normal", "memory": "normal", "power": "normal"}
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
-        settings = self.settings(config)
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
         onnx_model = read_onnx(model)
         require_float32(self.name, onnx_model)
-        entry = self._converter().convert(onnx_model.content)
+        return Program(self._converter().convert(onnx_model.content), onnx_model.inputs, onnx_model.outputs)
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
+        settings = self.settings(config)
         with captured_stdout() as printed:
             try:
-                return _MnnExecutable(entry / _MODEL, settings, onnx_model)
+                return _MnnExecutable(program, settings)
             except _RefusalError as error:
-                forget(entry)  # it may be damaged
                 said = printed().strip()
                 reason = _RefusalError(f"{error}; MNN says:\n{said}") if said else error
                 raise refusal(self.name, one_line(reason)) from None
@@ -85,16 +94,17 @@ class _RefusalError(Exception):
 
 
 class _MnnExecutable:
-    def __init__(self, path: Path, settings: dict[str, Setting], model: OnnxModel) -> None:
+    def __init__(self, program: Program, settings: dict[str, Setting]) -> None:
         nn = _import_mnn().nn
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+        self.inputs = program.inputs
+        self.outputs = program.outputs
         manager = nn.create_runtime_manager((settings,))
-        names = [[tensor.name for tensor in tensors] for tensors in (model.inputs, model.outputs)]
-        try:
-            self._module = nn.load_module_from_file(str(path), *names, runtime_manager=manager)
-        except SystemError:  # how MNN's binding reports any failure; the reason is printed
-            raise _RefusalError("its file does not load") from None
+        names = [[tensor.name for tensor in tensors] for tensors in (program.inputs, program.outputs)]
+        with files_on_disk(program, (_MODEL,)) as folder:
+            try:
+                self._module = nn.load_module_from_file(str(folder / _MODEL), *names, runtime_manager=manager)
+            except SystemError:  # how MNN's binding reports any failure; the reason is printed
+                raise _RefusalError("its file does not load") from None
         self._try_out()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _STDOUT = 1
+_STDERR = 2
 
 
 @contextmanager
@@ -32,6 +33,20 @@ def captured_stdout() -> Iterator[Callable[[], str]]:
             _flush()
             os.dup2(saved, _STDOUT)
             os.close(saved)
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Drops what native libraries remark meanwhile, by whatever thread: on the processor, or on a delegate of theirs."""
+    saved = os.dup(_STDERR)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(saved, _STDERR)
+        os.close(nowhere)
+        os.close(saved)
 
 
 def _flush() -> None:

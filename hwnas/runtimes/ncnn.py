@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from hwnas.errors import UnavailableError
 from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     TensorInfo,
@@ -31,8 +32,9 @@ from hwnas.runtimes.base import (
     check_precision,
     probe_package,
 )
-from hwnas.runtimes.conversion import Converter, forget, refusal, require_float32
-from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.conversion import Converter, refusal, require_float32
+from hwnas.runtimes.onnx_model import read_onnx
+from hwnas.runtimes.program_files import files_on_disk
 
 _INSTALL = "pip install ncnn pnnx"
 # Half precision where the processor has it: on x86 tensors are stored so, on ARM they are computed so as well.
@@ -43,7 +45,7 @@ _GRAPH, _WEIGHTS, _EXAMPLE = "model.ncnn.param", "model.ncnn.bin", "model_ncnn.p
 _PNNX_ARGUMENTS = ("model.onnx", "fp16=0", *(f"{part}={os.devnull}" for part in ("pnnxbin", "pnnxonnx", "pnnxpy", "pnnxparam")))
 
 
-class NcnnCpu:
+class NcnnCpu(Runtime):
     """ncnn's kernels with its default choice of algorithms and layouts.
 
     Args:
@@ -56,13 +58,13 @@ class NcnnCpu:
     def __init__(self, converter_timeout_s: float = 120.0) -> None:
         self._converter_timeout_s = converter_timeout_s
 
-    def availability(self) -> Availability:
-        found = probe_package("ncnn", _INSTALL)
-        if not found.available:
-            return found
+    def can_prepare(self) -> Availability:
         if not _pnnx_program().is_file():
             return Availability(False, reason=f"pnnx, which converts models for it, is not installed; run: {_INSTALL}")
-        return Availability(True, version=f"{found.version} (pnnx {_pnnx_version()})")
+        return Availability(True, version=f"pnnx {_pnnx_version()}")
+
+    def can_load(self) -> Availability:
+        return probe_package("ncnn", _INSTALL)
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
         check_precision(self, config)
@@ -81,15 +83,18 @@ class NcnnCpu:
             "use_vulkan_compute": False,
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
-        settings = self.settings(config)
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
         onnx_model = read_onnx(model)
         require_float32(self.name, onnx_model)
-        entry = self._converter().convert(_for_pnnx(onnx_model.content))
+        files = self._converter().convert(_for_pnnx(onnx_model.content))
+        return Program(files, onnx_model.inputs, onnx_model.outputs)
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
+        settings = self.settings(config)
         try:
-            return _NcnnExecutable(_load(entry, settings), _batch_axes(entry), onnx_model)
+            return _NcnnExecutable(_load(program, settings), program)
         except _RefusalError as error:
-            forget(entry)  # it may be damaged
             raise refusal(self.name, str(error)) from None
 
     def _converter(self) -> Converter:
@@ -102,13 +107,13 @@ class _RefusalError(Exception):
 
 
 class _NcnnExecutable:
-    def __init__(self, net: Any, batch_axes: Mapping[str, int], model: OnnxModel) -> None:
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+    def __init__(self, net: Any, program: Program) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
         self._net = net
-        self._batch_axes = batch_axes
-        self._input_blobs = [f"in{index}" for index in range(len(model.inputs))]  # pnnx gives blobs names of its own
-        self._output_blobs = [f"out{index}" for index in range(len(model.outputs))]
+        self._batch_axes = _batch_axes(program.files[_EXAMPLE])
+        self._input_blobs = [f"in{index}" for index in range(len(program.inputs))]  # pnnx gives blobs names of its own
+        self._output_blobs = [f"out{index}" for index in range(len(program.outputs))]
         self._try_out()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,6 +166,8 @@ def _for_pnnx(content: bytes) -> bytes:
     """States the default mode of each `Pad`, without which pnnx leaves the operator as it is."""
     if b"Pad" not in content:
         return content
+    import onnx
+
     model = onnx.load_from_string(content)
     for node in model.graph.node:
         if node.op_type == "Pad" and not any(attribute.name == "mode" for attribute in node.attribute):
@@ -180,24 +187,26 @@ def _infer(net: Any, mats: Mapping[str, Any], output_blobs: list[str], results: 
         results.append(mat)
 
 
-def _load(entry: Path, settings: Mapping[str, Setting]) -> Any:
+def _load(program: Program, settings: Mapping[str, Setting]) -> Any:
     import ncnn
 
-    operators = [line.split()[0] for line in (entry / _GRAPH).read_text().splitlines()[2:] if line.strip()]
+    graph = program.files[_GRAPH].decode(errors="replace")
+    operators = [line.split()[0] for line in graph.splitlines()[2:] if line.strip()]
     unknown = sorted({operator for operator in operators if ncnn.layer_to_index(operator) < 0})
     if unknown:
         raise _RefusalError(f"ncnn has no {', '.join(unknown)}")
     net = ncnn.Net()
     for option, value in settings.items():
         setattr(net.opt, option, value)
-    if net.load_param(str(entry / _GRAPH)) != 0 or net.load_model(str(entry / _WEIGHTS)) != 0:
-        raise _RefusalError("ncnn does not load what pnnx made of it")
+    with files_on_disk(program, (_GRAPH, _WEIGHTS)) as folder:  # from memory, ncnn reads without knowing where it ends
+        if net.load_param(str(folder / _GRAPH)) != 0 or net.load_model(str(folder / _WEIGHTS)) != 0:
+            raise _RefusalError("ncnn does not load what pnnx made of it")
     return net
 
 
-def _batch_axes(entry: Path) -> dict[str, int]:
+def _batch_axes(example: bytes) -> dict[str, int]:
     """Which dimension of each blob is the batch, or ncnn's number for none; only pnnx's example in Python tells."""
-    text = (entry / _EXAMPLE).read_text()
+    text = example.decode(errors="replace")
     return {blob: int(axis) for blob, axis in re.findall(r"\b((?:in|out)\d+)\.numpy\((?:\), )?batch_index=(\d+)\)", text)}
 
 

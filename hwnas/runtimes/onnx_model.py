@@ -4,15 +4,21 @@ Runtimes get bytes that hold every weight: external data would be looked up rela
 happens to be in, and each runtime guards that lookup differently.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import onnx
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from typing import TYPE_CHECKING
 
 from hwnas.errors import InputError
-from hwnas.runtimes.base import TensorInfo, one_line
+from hwnas.runtimes.base import Program, TensorInfo, one_line
+
+if TYPE_CHECKING:
+    import onnx
+
+ONNX_FILE = "model.onnx"
+"""The file of a program that is an ONNX model."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,15 @@ class OnnxModel:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
+    def as_program(self) -> Program:
+        """The program for a runtime that itself reads ONNX."""
+        return Program({ONNX_FILE: self.content}, self.inputs, self.outputs)
+
+    @classmethod
+    def of(cls, program: Program) -> OnnxModel:
+        """The model in such a program."""
+        return cls(program.files[ONNX_FILE], program.inputs, program.outputs)
+
 
 def read_onnx(model: bytes | Path) -> OnnxModel:
     """Reads a model from bytes, or from a file together with external data that lies in the file's folder.
@@ -30,6 +45,9 @@ def read_onnx(model: bytes | Path) -> OnnxModel:
     Raises:
         InputError: The model cannot be read, is not ONNX, lacks weights, or has an open shape.
     """
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
     content = model if isinstance(model, bytes) else _read_file(model)
     try:
         proto = onnx.load_from_string(content)
@@ -54,6 +72,8 @@ def _read_file(path: Path) -> bytes:
 
 
 def _embed_external_data(proto: onnx.ModelProto, path: Path) -> bytes:
+    from onnx.external_data_helper import load_external_data_for_model
+
     try:
         load_external_data_for_model(proto, str(Path(path).parent))  # refuses locations outside of that folder
     except Exception as error:  # onnx raises its own ValidationError, OSError or ValueError here
@@ -73,6 +93,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _typed_outputs(proto: onnx.ModelProto) -> Iterable[onnx.ValueInfoProto]:
     """The outputs with shapes; exporters may leave those to be inferred."""
+    import onnx
+
     if all(output.type.tensor_type.HasField("shape") for output in proto.graph.output):
         return proto.graph.output
     try:
@@ -86,6 +108,8 @@ def _tensor_infos(values: Iterable[onnx.ValueInfoProto], what: str) -> tuple[Ten
 
 
 def _tensor_info(value: onnx.ValueInfoProto, what: str) -> TensorInfo:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
     tensor = value.type.tensor_type
     if not tensor.elem_type or not tensor.HasField("shape") or not all(_is_fixed(d) for d in tensor.shape.dim):
         dims = [d.dim_value if _is_fixed(d) else d.dim_param or "?" for d in tensor.shape.dim]
@@ -96,7 +120,7 @@ def _tensor_info(value: onnx.ValueInfoProto, what: str) -> TensorInfo:
     return TensorInfo(
         name=value.name,
         shape=tuple(d.dim_value for d in tensor.shape.dim),
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type),
+        dtype=tensor_dtype_to_np_dtype(tensor.elem_type),
     )
 
 

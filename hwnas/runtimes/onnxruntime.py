@@ -11,6 +11,8 @@ from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     check_inputs,
@@ -18,18 +20,18 @@ from hwnas.runtimes.base import (
     compile_refusal,
     probe_package,
 )
-from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 
 _SILENT = 4  # every error arrives as an exception as well, so nothing is lost
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(Runtime):
     """The CPU execution provider, all graph optimisations on, one operator after the other."""
 
     name = "onnxruntime-cpu"
     precisions: tuple[str, ...] = ("fp32",)
 
-    def availability(self) -> Availability:
+    def can_load(self) -> Availability:
         return probe_package("onnxruntime", "pip install onnxruntime")
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
@@ -46,9 +48,12 @@ class OnnxRuntimeCpu:
             "session.force_spinning_stop": "1",
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
+        return read_onnx(model).as_program()
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
         settings = self.settings(config)
-        onnx_model = read_onnx(model)
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -61,17 +66,17 @@ class OnnxRuntimeCpu:
             if key.startswith("session."):
                 options.add_session_config_entry(key, value)
         try:
-            session = ort.InferenceSession(onnx_model.content, options, providers=[settings["provider"]])
+            session = ort.InferenceSession(program.files[ONNX_FILE], options, providers=[settings["provider"]])
         except Exception as error:  # its exceptions share no base class
             raise compile_refusal(self, error) from None
-        return _OnnxRuntimeExecutable(session, onnx_model)
+        return _OnnxRuntimeExecutable(session, program)
 
 
 class _OnnxRuntimeExecutable:
-    def __init__(self, session: Any, model: OnnxModel) -> None:
-        self.inputs = model.inputs
-        self.outputs = model.outputs
-        self._output_names = [output.name for output in model.outputs]
+    def __init__(self, session: Any, program: Program) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
+        self._output_names = [output.name for output in program.outputs]
         self._session = session
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from hwnas.errors import HwnasError, InputError, UnavailableError
 from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     check_inputs,
@@ -29,8 +30,7 @@ from hwnas.runtimes.base import (
     probe_package,
 )
 from hwnas.runtimes.nvidia import find_module, gpu_settings, missing_modules, why_unusable
-from hwnas.runtimes.onnx_half import to_half
-from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 
 _PROVIDER = "CUDAExecutionProvider"
 _LIBRARY = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
@@ -42,13 +42,13 @@ _RECORD = "session.record_ep_graph_assignment_info"
 _FLOAT_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # in the operator sets that hwnas writes
 
 
-class OnnxRuntimeCuda:
+class OnnxRuntimeCuda(Runtime):
     """The CUDA execution provider, all graph optimisations on."""
 
     name = "onnxruntime-cuda"
     precisions: tuple[str, ...] = ("fp32", "fp16")
 
-    def availability(self) -> Availability:
+    def can_load(self) -> Availability:
         reason = why_unusable([missing_modules(["onnxruntime", "pynvml"], _INSTALL), _why_not_for_gpus()])
         return Availability(False, reason=reason) if reason else probe_package("onnxruntime", _INSTALL)
 
@@ -66,24 +66,28 @@ class OnnxRuntimeCuda:
             "cuda.use_tf32": "0",
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
-        settings = self.settings(config)
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
         onnx_model = read_onnx(model)
-        found = self.availability()
+        if config.precision == "fp16":
+            onnx_model = replace(onnx_model, content=_to_half(onnx_model.content))
+        return onnx_model.as_program()
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
+        settings = self.settings(config)
+        found = self.can_load()
         if not found.available:
             raise UnavailableError(f"{self.name} is not usable here: {found.reason}.")
         import onnxruntime as ort
 
         with redirect_stdout(sys.stderr):  # where it complains; stdout is for results
             ort.preload_dlls()  # those that pip installed
-        if config.precision == "fp16":
-            half = to_half(onnx.load_from_string(onnx_model.content), _FLOAT_QUANTIZERS)
-            onnx_model = replace(onnx_model, content=half.SerializeToString())
+        content = program.files[ONNX_FILE]
         try:
-            session = _open_session(onnx_model.content, settings)
+            session = _open_session(content, settings)
         except Exception as error:  # its exceptions share no base class
-            raise self._refusal(error, onnx_model.content, settings) from None
-        return _OnnxRuntimeCudaExecutable(session, onnx_model)
+            raise self._refusal(error, content, settings) from None
+        return _OnnxRuntimeCudaExecutable(session, program)
 
     def _refusal(self, error: Exception, content: bytes, settings: Mapping[str, Setting]) -> HwnasError:
         """Says what keeps a model off the GPU, after a session that may use the CPU as well."""
@@ -103,9 +107,9 @@ class OnnxRuntimeCuda:
 
 
 class _OnnxRuntimeCudaExecutable:
-    def __init__(self, session: Any, model: OnnxModel) -> None:
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+    def __init__(self, session: Any, program: Program) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
         self._session = session
         self._graph_ids = count(1)
 
@@ -141,6 +145,14 @@ def layers_elsewhere(session: Any, provider: str) -> list[str]:
     """
     return [f"{node.op_type} {node.name!r}" for part in session.get_provider_graph_assignment_info()
             if part.ep_name != provider for node in part.get_nodes()]
+
+
+def _to_half(content: bytes) -> bytes:
+    import onnx
+
+    from hwnas.runtimes.onnx_half import to_half
+
+    return to_half(onnx.load_from_string(content), _FLOAT_QUANTIZERS).SerializeToString()
 
 
 def _infer(session: Any, binding: Any, options: Any) -> None:

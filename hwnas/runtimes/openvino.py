@@ -12,6 +12,8 @@ from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     check_inputs,
@@ -19,19 +21,19 @@ from hwnas.runtimes.base import (
     compile_refusal,
     probe_package,
 )
-from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 
 # The precision is always stated: left alone, OpenVINO computes in bf16 on the CPUs that have it.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class OpenVinoCpu:
+class OpenVinoCpu(Runtime):
     """The CPU plugin, tuned for the latency of one request at a time."""
 
     name = "openvino-cpu"
     precisions: tuple[str, ...] = tuple(_HINTS)
 
-    def availability(self) -> Availability:
+    def can_load(self) -> Availability:
         return probe_package("openvino", "pip install openvino")
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
@@ -43,25 +45,28 @@ class OpenVinoCpu:
             "PERFORMANCE_HINT": "LATENCY",
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
+        return read_onnx(model).as_program()
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
         settings = self.settings(config)
-        onnx_model = read_onnx(model)
         import openvino
 
         core = openvino.Core()
         if config.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UnavailableError(f"{self.name} cannot run in bf16: this CPU has no bf16 arithmetic; choose fp32.")
         try:
-            compiled = core.compile_model(core.read_model(onnx_model.content), "CPU", settings)
+            compiled = core.compile_model(core.read_model(program.files[ONNX_FILE]), "CPU", settings)
         except RuntimeError as error:
             raise compile_refusal(self, error) from None
-        return _OpenVinoExecutable(compiled, onnx_model)
+        return _OpenVinoExecutable(compiled, program)
 
 
 class _OpenVinoExecutable:
-    def __init__(self, compiled: Any, model: OnnxModel) -> None:
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+    def __init__(self, compiled: Any, program: Program) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 

@@ -1,7 +1,8 @@
 """NVIDIA TensorRT (`tensorrt`) and TensorRT for RTX (`tensorrt-rtx`): two packages, one API.
 
 Both compile a model to an engine. TensorRT does it on the GPU that will run it; TensorRT for RTX does it on any machine, for
-consumer and workstation GPUs named by compute capability, and finishes the kernels where the engine is loaded.
+consumer and workstation GPUs named by compute capability, and finishes the kernels where the engine is loaded. What is prepared
+for a device is a model, of which the engine is built where it runs.
 
 Networks are strongly typed: each layer computes in the type that the model states, so a model is converted to the precision
 before TensorRT sees it, and TF32 (19 bits, TensorRT's own default for float32) is off. Quantised models run in int8, with what
@@ -10,18 +11,20 @@ before TensorRT sees it, and TF32 (19 bits, TensorRT's own default for float32) 
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from hwnas.errors import InputError, UnavailableError
 from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     TensorInfo,
@@ -32,15 +35,13 @@ from hwnas.runtimes.base import (
 )
 from hwnas.runtimes.cuda import DeviceArray, Stream
 from hwnas.runtimes.nvidia import Gpu, gpu_settings, missing_modules, probe_gpu, why_unusable
-from hwnas.runtimes.onnx_half import to_half
-from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
-from hwnas.runtimes.onnx_signed import to_signed
+from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 
 PORTABLE = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that an engine of TensorRT for RTX is built for by default: all but 7.5, which lacks some kernels."""
 
 
-class TensorRt:
+class TensorRt(Runtime):
     """One of the two packages.
 
     Args:
@@ -56,7 +57,7 @@ class TensorRt:
         self.module = module
         self.ahead_of_time = ahead_of_time
 
-    def availability(self) -> Availability:
+    def can_load(self) -> Availability:
         reason = why_unusable([missing_modules([self.module, "cuda.bindings", "pynvml"], self._install)])
         if reason:
             return Availability(False, reason=reason)
@@ -82,14 +83,18 @@ class TensorRt:
             "max_threads": config.threads,  # of the builder; an inference uses one
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
-        settings = self.settings(config)
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
         onnx_model = read_onnx(model)
-        found = self.availability()
+        return replace(onnx_model, content=_in_precision(onnx_model.content, config.precision)).as_program()
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
+        settings = self.settings(config)
+        found = self.can_load()
         if not found.available:
             raise UnavailableError(f"{self.name} is not usable here: {found.reason}.")
         capabilities = (str(settings["gpu_compute_capability"]),) if self.ahead_of_time else ()
-        return _TensorRtExecutable(self, self._build(onnx_model, settings, capabilities), onnx_model)
+        return _TensorRtExecutable(self, self._build(program, settings, capabilities), program)
 
     def build_engine(self, model: bytes | Path, *, precision: str = "fp32",
                      compute_capabilities: Sequence[str] | None = None) -> bytes:
@@ -107,31 +112,31 @@ class TensorRt:
             InputError: The model is malformed or not supported, or precision or capabilities are unknown.
             UnavailableError: The package is not installed; for TensorRT also, there is no GPU.
         """
-        settings = self.settings(RuntimeConfig(precision=precision))
-        onnx_model = read_onnx(model)
+        config = RuntimeConfig(precision=precision)
+        program = self.prepare(model, config)
         if compute_capabilities and not self.ahead_of_time:
             raise InputError(f"{self.name} builds for the GPU that is here, but got compute capabilities "
                              f"{list(compute_capabilities)}: leave them out, or use tensorrt-rtx.")
         if self.ahead_of_time:
             reason = missing_modules([self.module], self._install) or probe_package(self.module, self._install).reason
         else:
-            reason = self.availability().reason
+            reason = self.can_load().reason
         if reason:
             raise UnavailableError(f"{self.name} cannot build an engine here: {reason}.")
-        return self._build(onnx_model, settings, (compute_capabilities or PORTABLE) if self.ahead_of_time else ())
+        return self._build(program, self.settings(config), (compute_capabilities or PORTABLE) if self.ahead_of_time else ())
 
     @property
     def _install(self) -> str:
         return f"pip install 'hwnas[{self.name}]'"
 
-    def _build(self, model: OnnxModel, settings: Mapping[str, Setting], compute_capabilities: Sequence[str]) -> bytes:
+    def _build(self, program: Program, settings: Mapping[str, Setting], compute_capabilities: Sequence[str]) -> bytes:
         """An engine; compute capabilities are only given to what builds ahead of time."""
         trt = importlib.import_module(self.module)
         complaints: list[str] = []
         builder = trt.Builder(_logger(trt, complaints))
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, _logger(trt, complaints))
-        if not parser.parse(_prepare(model.content, str(settings["float_type"]))):
+        if not parser.parse(program.files[ONNX_FILE]):
             raise compile_refusal(self, ValueError(_describe(parser, complaints)))
         config = builder.create_builder_config()
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -150,17 +155,17 @@ TENSORRT_RTX = TensorRt("tensorrt-rtx", "tensorrt_rtx", ahead_of_time=True)
 
 
 class _TensorRtExecutable:
-    def __init__(self, runtime: TensorRt, engine: bytes, model: OnnxModel) -> None:
+    def __init__(self, runtime: TensorRt, engine: bytes, program: Program) -> None:
         trt = importlib.import_module(runtime.module)
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+        self.inputs = program.inputs
+        self.outputs = program.outputs
         self._complaints: list[str] = []
         self._runtime = trt.Runtime(_logger(trt, self._complaints))
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise UnavailableError(f"{runtime.name} must load the engine that it built, but did not "
                                    f"({'; '.join(self._complaints)}): see `nvidia-smi` for what else occupies the GPU.")
-        for tensor in (*model.inputs, *model.outputs):
+        for tensor in (*program.inputs, *program.outputs):
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(tensor.name)))
             if dtype != tensor.dtype:
                 raise InputError(f"{runtime.name} has no tensors of type {tensor.dtype}, but {tensor.name!r} is one: export the "
@@ -224,8 +229,13 @@ def _failure(what: str, complaints: Sequence[str]) -> UnavailableError:
                             "occupies it, and start anew.")
 
 
-def _prepare(content: bytes, precision: str) -> bytes:
+def _in_precision(content: bytes, precision: str) -> bytes:
     """The model in the types that it is to be computed in."""
+    import onnx
+
+    from hwnas.runtimes.onnx_half import to_half
+    from hwnas.runtimes.onnx_signed import to_signed
+
     model = to_signed(onnx.load_from_string(content))
     if precision == "fp16":
         model = to_half(model)

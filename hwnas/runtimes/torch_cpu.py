@@ -5,6 +5,8 @@ on most, and TorchScript is deprecated. Eight-bit integers compute in floating p
 
 The number of threads belongs to the process. It is set for each inference and set back after it, which costs next to nothing,
 so that executables with different numbers, and a training beside them, do not disturb each other.
+
+PyTorch does not read ONNX: the model is translated where it is loaded, so a device needs onnx beside PyTorch.
 """
 
 from collections.abc import Mapping
@@ -19,6 +21,8 @@ from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     check_inputs,
@@ -27,17 +31,18 @@ from hwnas.runtimes.base import (
     probe_package,
 )
 from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.torch_arrays import to_arrays, to_torch
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-class TorchCpu:
+class TorchCpu(Runtime):
     """PyTorch's own kernels and oneDNN's, operator by operator."""
 
     name = "torch-cpu"
     precisions: tuple[str, ...] = tuple(_DTYPES)
 
-    def availability(self) -> Availability:
+    def can_load(self) -> Availability:
         return probe_package("torch", "pip install torch")
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
@@ -49,18 +54,21 @@ class TorchCpu:
             "num_threads": config.threads,
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
+        return read_onnx(model).as_program()
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
         settings = self.settings(config)
-        onnx_model = read_onnx(model)
         import torch
 
         from hwnas.runtimes.torch_model import build_torch_model
 
         try:
-            module = build_torch_model(onnx_model, getattr(torch, str(settings["dtype"]))).channels_last()
-            executable = _TorchCpuExecutable(module, onnx_model, config.threads)
+            module = build_torch_model(OnnxModel.of(program), getattr(torch, str(settings["dtype"]))).channels_last()
+            executable = _TorchCpuExecutable(module, program, config.threads)
             # Only a run shows whether the layers fit each other.
-            executable.run({tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in onnx_model.inputs})
+            executable.run({tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in program.inputs})
         except HwnasError:
             raise
         except Exception as error:  # PyTorch's operators raise errors of many kinds
@@ -69,9 +77,9 @@ class TorchCpu:
 
 
 class _TorchCpuExecutable:
-    def __init__(self, module: Any, model: OnnxModel, threads: int) -> None:
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+    def __init__(self, module: Any, program: Program, threads: int) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
         self._module = module
         self._threads = threads
 
@@ -81,9 +89,6 @@ class _TorchCpuExecutable:
         return bound.read_outputs()
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
-        from hwnas.runtimes.torch_model import to_arrays
-        from hwnas.runtimes.torch_operators import to_torch
-
         tensors = [to_torch(array) for array in check_inputs(self.inputs, inputs).values()]
         results: list[Any] = []
         return Bound(infer=partial(_infer, self._module, tensors, results, self._threads),

@@ -1,6 +1,8 @@
 """PyTorch on an NVIDIA GPU (`torch-cuda`): eager layers in channels_last, recorded once as a CUDA graph.
 
 A graph is one launch, so what is measured is the GPU's work and not Python's. Inputs and outputs stay on the GPU.
+
+PyTorch does not read ONNX: the model is translated where it is loaded, so a device needs onnx beside PyTorch.
 """
 
 import sys
@@ -16,6 +18,8 @@ from hwnas.runtimes.base import (
     Availability,
     Bound,
     Executable,
+    Program,
+    Runtime,
     RuntimeConfig,
     Setting,
     check_inputs,
@@ -25,6 +29,7 @@ from hwnas.runtimes.base import (
 )
 from hwnas.runtimes.nvidia import find_module, gpu_settings, missing_modules, why_unusable
 from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
+from hwnas.runtimes.torch_arrays import to_arrays, to_torch
 
 _INSTALL = "pip install --force-reinstall torch nvidia-ml-py"  # PyTorch's packages for CPUs bear the same name
 _LIBRARY = "torch_cuda.dll" if sys.platform == "win32" else "libtorch_cuda.so"
@@ -32,13 +37,13 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _WARM_UPS = 3  # cuDNN chooses its algorithms in the first
 
 
-class TorchCuda:
+class TorchCuda(Runtime):
     """cuDNN and PyTorch's own kernels; float32 is float32, without the tensor cores' TF32."""
 
     name = "torch-cuda"
     precisions: tuple[str, ...] = tuple(_DTYPES)
 
-    def availability(self) -> Availability:
+    def can_load(self) -> Availability:
         reason = why_unusable([missing_modules(["torch", "pynvml"], _INSTALL), _why_not_for_gpus()])
         return Availability(False, reason=reason) if reason else probe_package("torch", _INSTALL)
 
@@ -54,10 +59,13 @@ class TorchCuda:
             "num_threads": config.threads,  # of the CPU, which computes nothing
         }
 
-    def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
+    def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
+        check_precision(self, config)
+        return read_onnx(model).as_program()
+
+    def load(self, program: Program, config: RuntimeConfig) -> Executable:
         settings = self.settings(config)
-        onnx_model = read_onnx(model)
-        found = self.availability()
+        found = self.can_load()
         if not found.available:
             raise UnavailableError(f"{self.name} is not usable here: {found.reason}.")
         import torch
@@ -70,10 +78,10 @@ class TorchCuda:
         if config.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UnavailableError(f"{self.name} cannot run in bf16: this GPU has no bf16 arithmetic; choose fp16.")
         try:
-            module = build_torch_model(onnx_model, getattr(torch, str(settings["dtype"]))).channels_last()
-            executable = _TorchCudaExecutable(module.cuda(), onnx_model)
+            module = build_torch_model(OnnxModel.of(program), getattr(torch, str(settings["dtype"]))).channels_last()
+            executable = _TorchCudaExecutable(module.cuda(), program)
             # Only a run shows whether the layers fit each other.
-            executable.run({tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in onnx_model.inputs})
+            executable.run({tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in program.inputs})
         except HwnasError:
             raise
         except Exception as error:  # PyTorch's operators raise errors of many kinds
@@ -82,21 +90,17 @@ class TorchCuda:
 
 
 class _TorchCudaExecutable:
-    def __init__(self, module: Any, model: OnnxModel) -> None:
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+    def __init__(self, module: Any, program: Program) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
         self._module = module
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from hwnas.runtimes.torch_model import to_arrays
-
         tensors = self._to_gpu(inputs)
         with _settled_arithmetic():
             return to_arrays(self._module(*tensors), self.outputs)
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
-        from hwnas.runtimes.torch_model import to_arrays
-
         recording = _Recording(self._module, self._to_gpu(inputs))
         return Bound(infer=recording.replay, read_outputs=lambda: to_arrays(recording.results, self.outputs))
 
@@ -104,8 +108,6 @@ class _TorchCudaExecutable:
         self._module = None
 
     def _to_gpu(self, inputs: Mapping[str, np.ndarray]) -> list[Any]:
-        from hwnas.runtimes.torch_operators import to_torch
-
         return [to_torch(array).cuda() for array in check_inputs(self.inputs, inputs).values()]
 
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from hwnas.errors import InputError
-from hwnas.runtimes.base import TensorInfo
 from hwnas.runtimes.onnx_model import OnnxModel
 from hwnas.runtimes.torch_operators import ONNX_DOMAINS, Function, NodeReader, Translations, to_dtype, to_tensor, translate
 
@@ -123,22 +121,6 @@ def build_torch_model(model: OnnxModel, dtype: torch.dtype = torch.float32, *, o
         if name not in known:
             raise InputError(f"The model's output {name!r} is made by no layer: export the model again.")
     return TorchModel(_with_last_reads(steps, set(outputs)), constants, inputs, outputs, dtype)
-
-
-def to_arrays(results: Sequence[Tensor], expected: Sequence[TensorInfo]) -> dict[str, np.ndarray]:
-    """Copies of tensors on whatever device, by name.
-
-    Raises:
-        ValueError: A tensor has another shape than the model says.
-    """
-    arrays = {}
-    for tensor, info in zip(results, expected, strict=True):
-        if tuple(tensor.shape) != info.shape:
-            raise ValueError(f"its output {info.name!r} comes out as {tuple(tensor.shape)} instead of {info.shape}")
-        here = tensor.cpu().contiguous()
-        arrays[info.name] = np.array(here.view(torch.uint16).numpy().view(info.dtype) if here.dtype == torch.bfloat16
-                                     else here.numpy())
-    return arrays
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from hwnas.errors import InputError
+from hwnas.runtimes.torch_arrays import to_torch
 
 Function = Callable[..., Any]
 Builder = Callable[["NodeReader"], Function]
@@ -143,14 +144,6 @@ def translate(reader: NodeReader, overrides: Translations) -> tuple[Function, tu
 def to_tensor(tensor: onnx.TensorProto) -> Tensor:
     """A constant of the graph."""
     return to_torch(numpy_helper.to_array(tensor))
-
-
-def to_torch(array: np.ndarray) -> Tensor:
-    """A copy of an array. PyTorch reads all of numpy's types but the one that numpy has from ml_dtypes."""
-    copy = np.array(array, order="C")
-    if copy.dtype.name == "bfloat16":
-        return torch.from_numpy(copy.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(copy)
 
 
 def to_dtype(dtype: np.dtype) -> torch.dtype:

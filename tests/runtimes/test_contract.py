@@ -3,8 +3,10 @@
 import gc
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,7 +16,9 @@ from onnx.reference import ReferenceEvaluator
 
 from hwnas.errors import InputError, UnavailableError
 from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_runtime
+from hwnas.runtimes.onnx_model import ONNX_FILE
 from tests.runtimes.models import build_model, conv_net, noise, two_input_net
+from tests.runtimes.shipping import receive, ship
 
 
 @pytest.fixture(params=sorted(RUNTIMES))
@@ -43,6 +47,9 @@ def reference(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str
 def test_an_available_runtime_has_a_version_and_no_reason(runtime):
     found = runtime.availability()
     assert found.version and found.reason is None
+    load, prepare = runtime.can_load(), runtime.can_prepare()
+    assert load.available and prepare.available and load.reason is prepare.reason is None
+    assert found.version == (load.version if prepare.version is None else f"{load.version} ({prepare.version})")
     assert "fp32" in runtime.precisions and RUNTIMES[runtime.name] is runtime
 
 
@@ -57,6 +64,90 @@ def test_tensors_are_described_as_in_the_model(executable):
     assert (logits.name, logits.shape, logits.dtype) == ("logits", (2, 5), np.float32)
     result = executable.run({"images": IMAGES})["logits"]
     assert (result.shape, result.dtype) == (logits.shape, logits.dtype)
+
+
+def test_compiling_is_preparing_and_loading(runtime, executable):
+    model = conv_net().SerializeToString()
+    program = runtime.prepare(model, RuntimeConfig())
+    assert all(isinstance(content, bytes) for content in program.files.values())
+    assert (program.inputs, program.outputs) == (executable.inputs, executable.outputs)
+    loaded = runtime.load(program, RuntimeConfig())
+    np.testing.assert_array_equal(loaded.run({"images": IMAGES})["logits"], executable.run({"images": IMAGES})["logits"])
+    assert (loaded.inputs, loaded.outputs) == (executable.inputs, executable.outputs)
+    loaded.close()
+
+
+def test_a_program_is_loaded_as_often_as_wanted(runtime):
+    program = runtime.prepare(conv_net().SerializeToString(), RuntimeConfig())
+    files = dict(program.files)
+    first = runtime.load(program, RuntimeConfig())
+    expected = first.run({"images": IMAGES})["logits"]
+    first.close()
+    second = runtime.load(program, RuntimeConfig())
+    np.testing.assert_array_equal(second.run({"images": IMAGES})["logits"], expected)
+    second.close()
+    assert program.files == files
+
+
+def test_a_program_can_be_taken_apart_and_put_together(runtime, tmp_path):
+    program = runtime.prepare(two_input_net().SerializeToString(), RuntimeConfig())
+    ship(program, tmp_path)
+    arrived = receive(tmp_path)
+    assert arrived == program
+    inputs = {"gate": np.array(3.0, np.float32), "images": noise((1, 4, 6, 6))}
+    executable = runtime.load(arrived, RuntimeConfig())
+    results = executable.run(inputs)
+    executable.close()
+    for name, expected in reference(two_input_net(), inputs).items():
+        np.testing.assert_allclose(results[name], expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_model_is_prepared_for_devices_that_are_elsewhere(name):
+    """On a machine that may lack the runtime or its GPU."""
+    found = RUNTIMES[name].can_prepare()
+    if not found.available:
+        pytest.skip(f"{name}: {found.reason}")
+    expected = reference(conv_net(), {"images": IMAGES})["logits"]
+    for precision in RUNTIMES[name].precisions:
+        program = RUNTIMES[name].prepare(conv_net().SerializeToString(), RuntimeConfig(precision=precision))
+        assert [(tensor.name, tensor.shape) for tensor in program.inputs] == [("images", (2, 3, 16, 16))]
+        assert [(tensor.name, tensor.shape) for tensor in program.outputs] == [("logits", (2, 5))]
+        if ONNX_FILE in program.files:
+            model = onnx.load_from_string(program.files[ONNX_FILE])
+            onnx.checker.check_model(model, full_check=True)
+            np.testing.assert_allclose(reference(model, {"images": IMAGES})["logits"], expected, atol=5e-2)
+
+
+def test_loading_leaves_no_files_behind(runtime, tmp_path, monkeypatch):
+    program = runtime.prepare(conv_net().SerializeToString(), RuntimeConfig())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    executable = runtime.load(program, RuntimeConfig())
+    assert list(tmp_path.iterdir()) == []
+    result = executable.run({"images": IMAGES})["logits"]
+    np.testing.assert_allclose(result, reference(conv_net(), {"images": IMAGES})["logits"], atol=1e-4, rtol=1e-4)
+    executable.close()
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[:len(content) // 2],
+    "text": lambda content: b"not a model" * 20,
+    "noise": lambda content: np.random.default_rng(0).bytes(len(content)),
+}
+# ExecuTorch checks how long a program is, but not all that it points to: on noise, its library ends the process.
+DEADLY = {("executorch-cpu", "noise")}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_program_is_refused(runtime, damage):
+    if (runtime.name, damage) in DEADLY:
+        pytest.skip(f"{runtime.name} does not survive it")
+    program = runtime.prepare(conv_net().SerializeToString(), RuntimeConfig())
+    for name, content in program.files.items():
+        files = {**program.files, name: DAMAGES[damage](content)}
+        with pytest.raises(InputError):
+            runtime.load(replace(program, files=files), RuntimeConfig())
 
 
 def test_several_inputs_and_outputs_are_told_apart_by_name(runtime):
@@ -156,7 +247,9 @@ def test_one_thread_uses_one_core(runtime):
 @pytest.mark.parametrize("precision", ["fp33", "", "FP32"])
 def test_unknown_precisions_are_refused(runtime, precision):
     config = RuntimeConfig(precision=precision)
-    for attempt in (lambda: runtime.compile(conv_net().SerializeToString(), config), lambda: runtime.settings(config)):
+    program = runtime.prepare(conv_net().SerializeToString(), RuntimeConfig())
+    for attempt in (lambda: runtime.prepare(conv_net().SerializeToString(), config), lambda: runtime.load(program, config),
+                    lambda: runtime.compile(conv_net().SerializeToString(), config), lambda: runtime.settings(config)):
         with pytest.raises(InputError, match=r"choose one of .*fp32"):
             attempt()
 
@@ -182,8 +275,9 @@ def test_every_precision_runs_or_says_that_this_machine_cannot(runtime):
     ids=["empty", "text", "head", "truncated"],
 )
 def test_malformed_models_are_refused(runtime, content):
-    with pytest.raises(InputError, match="not valid ONNX"):
-        runtime.compile(content, RuntimeConfig())
+    for attempt in (runtime.prepare, runtime.compile):
+        with pytest.raises(InputError, match="not valid ONNX"):
+            attempt(content, RuntimeConfig())
 
 
 def test_an_operator_that_no_runtime_knows_is_refused_with_its_name(runtime):

@@ -1,6 +1,7 @@
 """The cache of converted models, with real programs as converters: one that copies, and ones that misbehave."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,21 +24,44 @@ def converter(program: str = COPY, *, version: str = "1", timeout_s: float = 30.
     return Converter("some-cpu", version, (sys.executable, "-c"), (program,), ("product",), timeout_s)
 
 
+def kept(cache: Path) -> set[bytes]:
+    return {(entry / "product").read_bytes() for entry in cache.iterdir()}
+
+
+def entry_of(cache: Path, model: bytes) -> Path:
+    return next(entry for entry in cache.iterdir() if (entry / "product").read_bytes() == model)
+
+
 def runs(cache: Path) -> int:
     return len((cache.parent / "runs").read_text())
 
 
 def test_a_model_is_converted_once_and_only_its_products_are_kept(cache):
     first, second = (converter().convert(b"a model") for _ in range(2))
-    assert first == second and runs(cache) == 1
-    assert [path.name for path in first.iterdir()] == ["product"] and list(cache.iterdir()) == [first]
-    assert (first / "product").read_bytes() == b"a model"
+    assert first == second == {"product": b"a model"} and runs(cache) == 1
+    (entry,) = cache.iterdir()
+    assert sorted(path.name for path in entry.iterdir()) == ["SHA256SUMS", "product"]
+    assert subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=entry, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["product", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1]),
+                                    lambda path: path.write_bytes(b"\xff" + path.read_bytes()[1:])],
+                         ids=["missing", "truncated", "changed"])
+def test_an_entry_that_was_damaged_is_made_again(cache, name, damage):
+    converter().convert(b"a model")
+    (entry,) = cache.iterdir()
+    damage(entry / name)
+    assert converter().convert(b"a model") == {"product": b"a model"} and runs(cache) == 2
+    assert converter().convert(b"a model") == {"product": b"a model"} and runs(cache) == 2
+    assert list(cache.iterdir()) == [entry]
 
 
 def test_another_model_version_or_option_is_another_entry(cache):
     made = [converter().convert(b"a"), converter().convert(b"b"), converter(version="2").convert(b"a"),
             converter(COPY + " # option").convert(b"a")]
-    assert len(set(made)) == 4 == runs(cache)
+    assert [files["product"] for files in made] == [b"a", b"b", b"a", b"a"]
+    assert len(list(cache.iterdir())) == 4 == runs(cache)
 
 
 @pytest.mark.parametrize("program, reason", [
@@ -73,15 +97,15 @@ def test_a_converter_that_does_not_start_is_a_matter_of_the_installation():
 def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(cache, monkeypatch):
     monkeypatch.setattr(conversion, "MAX_CACHE_BYTES", 2500)
     models = [letter * 1000 for letter in (b"a", b"b", b"c")]
-    entries = []
     for age, model in enumerate(models[:2]):
-        entries.append(converter().convert(model))
-        os.utime(entries[-1], (age, age))
+        converter().convert(model)
+        os.utime(entry_of(cache, model), (age, age))
     converter().convert(models[0])  # used again, so the other is now the oldest
-    entries.append(converter().convert(models[2]))
-    assert [entry.exists() for entry in entries] == [True, False, True]
-    huge = converter().convert(b"d" * 5000)  # what was just asked for stays
-    assert list(cache.iterdir()) == [huge]
+    converter().convert(models[2])
+    assert kept(cache) == {models[0], models[2]}
+    huge = b"d" * 5000
+    converter().convert(huge)  # what was just asked for stays
+    assert kept(cache) == {huge}
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(cache):

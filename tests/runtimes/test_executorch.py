@@ -133,15 +133,13 @@ def test_memory_is_given_back():
 
 
 @pytest.mark.parametrize("damage", ["model.pte", pytest.param("portable.json", marks=pytest.mark.slow)])
-def test_a_damaged_entry_is_refused_once_and_then_made_again(monkeypatch, tmp_path, damage):
+def test_a_damaged_entry_is_made_again(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("HWNAS_CACHE_DIR", str(tmp_path))
     model = conv_net().SerializeToString()
     RUNTIME.compile(model, RuntimeConfig()).close()
     (entry,) = (tmp_path / "executorch-cpu").iterdir()
     (entry / damage).write_bytes((entry / damage).read_bytes()[:1])
-    with pytest.raises(InputError, match="executorch-cpu cannot compile"):
-        RUNTIME.compile(model, RuntimeConfig())
-    assert list((tmp_path / "executorch-cpu").iterdir()) == []
+    RUNTIME.compile(model, RuntimeConfig()).close()
 
 
 def run_alone(program: str) -> str:

@@ -44,14 +44,12 @@ def test_a_slow_converter_is_ended(monkeypatch, tmp_path):
     assert list((tmp_path / "mnn-cpu").iterdir()) == []
 
 
-def test_a_damaged_entry_is_refused_once_and_then_made_again(monkeypatch, tmp_path):
+def test_a_damaged_entry_is_made_again(monkeypatch, tmp_path):
     monkeypatch.setenv("HWNAS_CACHE_DIR", str(tmp_path))
     model = conv_net().SerializeToString()
     RUNTIME.compile(model, RuntimeConfig()).close()
     (entry,) = (tmp_path / "mnn-cpu").iterdir()
     (entry / "model.mnn").write_bytes((entry / "model.mnn").read_bytes()[:100])
-    with pytest.raises(InputError, match="mnn-cpu cannot run"):
-        RUNTIME.compile(model, RuntimeConfig())
     RUNTIME.compile(model, RuntimeConfig()).close()
 
 

@@ -43,14 +43,12 @@ def test_a_slow_converter_is_ended(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["model.ncnn.param", "model.ncnn.bin", "model_ncnn.py"])
-def test_a_damaged_entry_is_refused_once_and_then_made_again(monkeypatch, tmp_path, damage):
+def test_a_damaged_entry_is_made_again(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("HWNAS_CACHE_DIR", str(tmp_path))
     model = conv_net().SerializeToString()
     RUNTIME.compile(model, RuntimeConfig()).close()
     (entry,) = (tmp_path / "ncnn-cpu").iterdir()
     (entry / damage).write_bytes((entry / damage).read_bytes()[:100])
-    with pytest.raises(InputError, match="ncnn-cpu cannot run"):
-        RUNTIME.compile(model, RuntimeConfig())
     RUNTIME.compile(model, RuntimeConfig()).close()
 
 
