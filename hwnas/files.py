@@ -1,16 +1,18 @@
 """Atomic writes and hashes: nothing half-written is ever left looking finished."""
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hwnas.errors import InputError
+
+_LOCK_ATTEMPTS = 100
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -35,6 +37,55 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Keeps other processes from a file while they ask for it in the same way; the system releases it if this one is killed.
+
+    Args:
+        path: The file; beside it lies `<path>.lock` meanwhile.
+        what: What the file is, for the error ("latency table").
+
+    Raises:
+        InputError: Another process has it, or the folder cannot be written.
+    """
+    lock = Path(f"{os.fspath(path)}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_locked(lock)
+    except BlockingIOError:
+        raise InputError(f"The {what} {path} is in the hands of one process at a time, but process "
+                         f"{lock.read_text() or 'another'} is at work on it: wait for it, or choose another file.") from None
+    except OSError as error:
+        raise InputError(f"The folder of the {what} {path} must be writable, but is not ({error.strerror}): choose "
+                         "another --output.") from None
+    try:
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # before it is released: who waits for this file finds out that it is gone
+        os.close(descriptor)
+
+
+def _open_locked(lock: Path) -> int:
+    """Opens and locks a file.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+    """
+    for _ in range(_LOCK_ATTEMPTS):
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.exists() and os.path.samestat(os.stat(lock), os.fstat(descriptor)):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its owner removed it between the two calls
+    raise BlockingIOError
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> Path:
@@ -71,6 +122,8 @@ def read_yaml(path: str | os.PathLike[str], what: str) -> Any:
     Raises:
         InputError: The file is missing, unreadable or not YAML.
     """
+    import yaml  # a device that measures a kit lacks it
+
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -17,6 +17,7 @@ from hwnas.cli.compile import compile_command
 from hwnas.cli.devices import devices_command
 from hwnas.cli.export import export_command
 from hwnas.cli.feasible import feasible_command
+from hwnas.cli.kit import kit_build_command, kit_collect_command
 from hwnas.cli.networks import networks_command
 from hwnas.cli.predict import predict_command
 from hwnas.cli.profile import profile_command
@@ -40,6 +41,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "spaces": spaces_command,
     "networks": networks_command,
     "profile": profile_command,
+    "kit build": kit_build_command,
+    "kit collect": kit_collect_command,
     "table show": table_show_command,
     "table diff": table_diff_command,
     "table check": table_check_command,

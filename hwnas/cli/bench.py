@@ -34,11 +34,11 @@ def bench_command(
         measurement = target.measure(model, sessions, lambda done, total: bar(done, total, ""))
     figures = target.milliseconds(measurement)
     if json:
-        print_json({"path": str(path), "device": target.runtime.name, **figures, "anchor_ms": measurement.anchor_ms,
+        print_json({"path": str(path), "device": target.device, **figures, "anchor_ms": measurement.anchor_ms,
                     "sessions": sessions, "environment": target.environment})
         return
     whose = f", as {table} counts them" if table else ""
-    print_facts(f"{path} on {target.runtime.name}", [
+    print_facts(f"{path} on {target.device}", [
         ("latency", f"{ms(figures['latency_ms'])} ms{whose}"),
         ("95 % interval", f"{ms(figures['lower_ms'])} to {ms(figures['upper_ms'])} ms, over {sessions} fresh session(s)"),
         ("ratio to the anchor", f"{figures['ratio']:.4f} ({figures['ratio_lower']:.4f} to {figures['ratio_upper']:.4f})"),

@@ -112,23 +112,23 @@ def _operations(nodes: "Sequence[Node]") -> list[str]:
 
 def _rank(chosen: "list[ReferenceNetwork]", device: str, threads: int, precision: str, batch_size: int, plot: Path | None,
           output: Path | None, max_minutes: float, restart: bool, json: bool) -> None:
+    from hwnas.profiling.device import open_device
     from hwnas.profiling.ranking import TIMING, default_ranking_path, rank_networks
     from hwnas.profiling.rounds import RoundsPlan
     from hwnas.report.ranking import check_picture_path, draw_ranking
-    from hwnas.runtimes import load_runtime
     from hwnas.runtimes.base import RuntimeConfig
     from hwnas.spaces.networks import NETWORKS
 
     if plot is not None:
         check_picture_path(plot)
-    runtime, config = load_runtime(device), RuntimeConfig(threads, precision)
-    path = output or default_ranking_path(runtime, config, batch_size)
-    say(f"Timing {len(chosen)} network(s) on {device}, {threads} thread(s), {precision}, into {path}; "
-        "an interrupted run continues.")
-    with progress_bar("networks") as bar:
-        ranking = rank_networks(NETWORKS.values(), runtime, config, path, only=[network.name for network in chosen],
-                                batch_size=batch_size, plan=RoundsPlan(max_minutes=max_minutes, timing=TIMING), restart=restart,
-                                progress=bar)
+    with open_device(device, RuntimeConfig(threads, precision)) as opened:
+        path = output or default_ranking_path(opened.environment(batch_size), batch_size)
+        say(f"Timing {len(chosen)} network(s) on {device}, {threads} thread(s), {precision}, into {path}; "
+            "an interrupted run continues.")
+        with progress_bar("networks") as bar:
+            ranking = rank_networks(NETWORKS.values(), opened, path, only=[network.name for network in chosen],
+                                    batch_size=batch_size, plan=RoundsPlan(max_minutes=max_minutes, timing=TIMING),
+                                    restart=restart, progress=bar)
     if plot is not None:
         draw_ranking(ranking, plot)
         say(f"Picture: {plot}")

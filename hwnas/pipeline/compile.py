@@ -30,8 +30,8 @@ from hwnas.pipeline.constraint import Constraint, latency_constraint
 from hwnas.pipeline.export import export_from_supernet, test_accuracy
 from hwnas.pipeline.measure import Target, measure_artifact, target_of_table
 from hwnas.pipeline.search import SearchSettings, search_supernet
+from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
-from hwnas.runtimes import load_runtime
 from hwnas.runtimes.base import RuntimeConfig
 from hwnas.search.evolution import EvolutionConfig
 from hwnas.supernet.config import TrainConfig
@@ -109,7 +109,7 @@ def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike
         bar(1, 1, f"{len(dataset.train)} training images, {dataset.num_classes} classes")
     check_dataset(dataset, space.input_shape, space.classes)  # before minutes of measuring
     table = _table(config, space, root, stage)
-    target = target_of_table(table)
+    target = target_of_table(table, config.device)
     budget_ms = _budget_ms(config, table)
     latency_constraint(table, budget_ms)  # an impossible budget ends here, before anything is trained
     supernet_dir = root / "supernet"
@@ -207,7 +207,7 @@ def _table(config: CompileConfig, space: Space, root: Path, stage: Stage) -> Lat
         if table.search_space.hash != space.hash:
             raise InputError(f"The table {config.profile.table} must be of the space {space.name!r}, but is of {table.space!r} "
                              "with another content: profile the space or leave profile.table out.")
-        if table.environment.get("runtime") != config.device:
+        if table.environment.get("runtime") != config.device.rpartition("/")[2]:
             raise InputError(f"The table {config.profile.table} must be of the device {config.device!r}, but is of "
                              f"{table.environment.get('runtime')!r}: change device, or leave profile.table out.")
         return table
@@ -215,8 +215,8 @@ def _table(config: CompileConfig, space: Space, root: Path, stage: Stage) -> Lat
     with stage("profile") as bar:
         plan = ProfilePlan(min_sessions=settings.sessions, max_sessions=max(settings.sessions, ProfilePlan.max_sessions),
                            max_minutes=settings.max_minutes)
-        return profile_space(space, load_runtime(config.device), RuntimeConfig(settings.threads, settings.precision),
-                             root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
+        with open_device(config.device, RuntimeConfig(settings.threads, settings.precision)) as device:
+            return profile_space(space, device, root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
 
 
 def _refuse_known_impossible(config: CompileConfig, space: Space, root: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +10,40 @@ from hwnas.errors import InputError
 from hwnas.export.artifact import record_measurement
 from hwnas.export.manifest import MODEL_FILE, Manifest, load_manifest
 from hwnas.export.verify import verify_artifact
+from hwnas.latency.interchange import IMPORTED
 from hwnas.latency.table import LatencyTable
-from hwnas.profiling.anchor import anchor_sha256
-from hwnas.profiling.environment import environment_fingerprint, require_same_environment
+from hwnas.profiling.device import open_device
+from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.measure import Measurement, measure_model
 from hwnas.profiling.timing import TimingPlan
-from hwnas.runtimes import load_runtime
-from hwnas.runtimes.base import Runtime, RuntimeConfig
+from hwnas.runtimes.base import RuntimeConfig
 
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime as a table was measured on it, checked to be the one of this machine.
+    """A device as a table was measured on it, checked to be the one that is there now.
 
     Attributes:
-        runtime: The runtime.
+        device: Its name, as `open_device` takes it.
         config: Threads and precision.
         batch_size: Images a call.
-        environment: The fingerprint, here and now.
+        environment: The fingerprint, now.
+        cpus: Which processors to use; empty for the last ones.
         anchor_ms: The anchor's latency in the table, which turns ratios into the table's milliseconds; None to use the
             anchor's latency of the measurement itself.
     """
 
-    runtime: Runtime
+    device: str
     config: RuntimeConfig
     batch_size: int
     environment: dict[str, Any]
-    anchor_ms: float | None
+    cpus: tuple[int, ...] = ()
+    anchor_ms: float | None = None
 
     def measure(self, model: bytes, sessions: int, progress: Callable[[int, int], None] | None = None) -> Measurement:
         """Times ONNX bytes over fresh sessions."""
-        return measure_model(self.runtime, self.config, model, TimingPlan(), sessions, progress)
+        with open_device(self.device, self.config, self.cpus) as device:
+            return measure_model(device, model, TimingPlan(), sessions, progress)
 
     def milliseconds(self, measurement: Measurement) -> dict[str, float]:
         """Latency with its 95 % interval, and the ratios behind them."""
@@ -50,33 +53,43 @@ class Target:
                 "ratio": measurement.ratio, "ratio_lower": low, "ratio_upper": high}
 
 
-def load_target(device: str, threads: int = 1, precision: str = "fp32", batch_size: int = 1) -> Target:
-    """A runtime of this machine, on its own terms.
+def load_target(device: str, threads: int = 1, precision: str = "fp32", batch_size: int = 1,
+                cpus: tuple[int, ...] = ()) -> Target:
+    """A device on its own terms.
 
     Raises:
         InputError: No such runtime or precision.
-        UnavailableError: The runtime is not usable here.
+        UnavailableError: The device cannot be reached, or the runtime is not usable there.
     """
-    runtime, config = load_runtime(device), RuntimeConfig(threads, precision)
-    environment = environment_fingerprint(runtime, config, batch_size=batch_size, anchor=anchor_sha256())
-    return Target(runtime, config, batch_size, environment, None)
+    config = RuntimeConfig(threads, precision)
+    with open_device(device, config, cpus) as opened:
+        environment = opened.environment(batch_size)
+    return Target(device, config, batch_size, environment, cpus)
 
 
-def target_of_table(table: LatencyTable) -> Target:
-    """The target that a table was measured on, if this machine is it.
+def target_of_table(table: LatencyTable, device: str | None = None) -> Target:
+    """The target that a table was measured on, if it is the device.
+
+    Args:
+        table: The table.
+        device: The device's name; None for the table's runtime on this machine.
 
     Raises:
-        InputError: This machine, its runtime or its version is another; the message names every key that differs.
-        UnavailableError: The runtime is not usable here.
+        InputError: The device, its runtime or its version is another; the message names every key that differs.
+        UnavailableError: The device cannot be reached, or the runtime is not usable there.
     """
     there = table.environment
+    if there.get("runtime") == IMPORTED:
+        raise InputError("A device is timed as a table measured it, but this table was imported and does not say how: profile "
+                         "the space with 'hwnas profile'.")
     try:
-        target = load_target(str(there["runtime"]), int(there["threads"]), str(there["precision"]), int(there["batch_size"]))
+        target = load_target(device or str(there["runtime"]), int(there["threads"]), str(there["precision"]),
+                             int(there["batch_size"]), tuple(map(int, str(there["affinity"] or "").split(","))))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"A table's environment must name runtime, threads, precision and batch_size, but {error} is missing or "
                          "malformed: profile again.") from None
     require_same_environment(there, target.environment, "the latency table")
-    return Target(target.runtime, target.config, target.batch_size, target.environment, table.anchor_ms)
+    return replace(target, anchor_ms=table.anchor_ms)
 
 
 def read_model(path: str | os.PathLike[str]) -> bytes:

@@ -6,13 +6,10 @@ Nothing in it identifies a person or a host.
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from hwnas.errors import InputError
 from hwnas.runtimes.base import Runtime, RuntimeConfig
@@ -26,6 +23,7 @@ CHECKED_KEYS = (
     "runtime",
     "runtime_version",
     "threads",
+    "affinity",  # cores of one processor may differ
     "precision",
     "batch_size",
     "anchor",
@@ -35,6 +33,8 @@ SETTINGS_PREFIX = "setting."
 # Instruction sets that inference kernels are chosen by; a hypervisor may hide some of a processor's own.
 _KERNEL_FLAGS = ("fma", "f16c", "avx", "avx2", "asimd", "asimdhp", "asimddp", "fphp", "i8mm", "bf16", "sme", "sme2")
 _KERNEL_FLAG_PREFIXES = ("avx512", "avx_vnni", "avx10", "amx_", "sve")
+
+_CPUINFO, _BOARD = "/proc/cpuinfo", "/proc/device-tree/model"
 
 # What /proc/cpuinfo calls the parts of a processor's identity: on x86, then on ARM.
 _ID_FIELDS = (("cpu family", "model", "stepping"), ("CPU implementer", "CPU part", "CPU variant"))
@@ -56,7 +56,7 @@ class Processor:
 
 
 def environment_fingerprint(runtime: Runtime, config: RuntimeConfig, *, batch_size: int, anchor: str) -> dict[str, Any]:
-    """Describes this machine and this way of running, as a flat JSON-able dict.
+    """Describes this machine, this process and this way of running, as a flat JSON-able dict. Needs the standard library only.
 
     Args:
         runtime: The runtime that is measured.
@@ -74,8 +74,9 @@ def environment_fingerprint(runtime: Runtime, config: RuntimeConfig, *, batch_si
         "device_flags": " ".join(processor.flags),
         "architecture": platform.machine(),
         "runtime": runtime.name,
-        "runtime_version": runtime.availability().version,
+        "runtime_version": runtime.can_load().version,
         "threads": config.threads,
+        "affinity": _affinity(),
         "precision": config.precision,
         "batch_size": batch_size,
         "anchor": anchor,
@@ -83,11 +84,9 @@ def environment_fingerprint(runtime: Runtime, config: RuntimeConfig, *, batch_si
     settings = {SETTINGS_PREFIX + key: value for key, value in sorted(runtime.settings(config).items())}
     informative = {
         "logical_cores": os.cpu_count(),
-        "usable_cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.release()}",
         "python_version": platform.python_version(),
-        "hwnas_version": _hwnas_version(),
         "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return checked | settings | informative
@@ -123,15 +122,16 @@ def require_same_environment(a: Mapping[str, Any], b: Mapping[str, Any], what: s
 
 def read_processor() -> Processor:
     """This machine's processor; from Linux itself where that suffices, which takes no time, else from py-cpuinfo."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    processor = parse_cpuinfo(text)
+    processor = parse_cpuinfo(_read_text(_CPUINFO))
+    board = _read_text(_BOARD).strip("\0\n ")  # the name of a small computer says which processor it has
+    if processor.name == "unknown" and board:
+        processor = replace(processor, name=board)
     if processor.name != "unknown":
         return processor
-    import cpuinfo  # takes a second or more to ask
-
+    try:
+        import cpuinfo  # takes a second or more to ask
+    except ModuleNotFoundError:  # a device with an agent has no more than the runtime
+        return replace(processor, name=platform.processor() or "unknown")
     info = cpuinfo.get_cpu_info()
     identity = "/".join(str(info[key]) for key in ("family", "model", "stepping") if key in info)
     return Processor(
@@ -139,6 +139,13 @@ def read_processor() -> Processor:
         identity=processor.identity or identity,
         flags=processor.flags or _kernel_flags(info.get("flags", [])),
     )
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def parse_cpuinfo(text: str) -> Processor:
@@ -164,8 +171,13 @@ def _kernel_flags(flags: list[str]) -> tuple[str, ...]:
     return tuple(sorted({f for f in flags if f in _KERNEL_FLAGS or f.startswith(_KERNEL_FLAG_PREFIXES)}))
 
 
-def _hwnas_version() -> str | None:
+def _affinity() -> str | None:
+    """The processors that this process may use ("2,3"); None where the system does not say."""
+    return ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else None
+
+
+def _memory_gib() -> float | None:
     try:
-        return metadata.version("hwnas")
-    except metadata.PackageNotFoundError:  # run from a source tree
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # not every system has these
         return None

@@ -4,9 +4,11 @@ All are measured in rounds (see `rounds`), with a journal beside the table: a ki
 way, and the same command goes on from there.
 """
 
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import InputError
+from hwnas.files import locked
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.block import Part
 from hwnas.ir.costs import MacsCost
-from hwnas.ir.steps import Space, Step
+from hwnas.ir.steps import Edge, Space, Step
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.sessions import combine_sessions
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
-from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
+from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
 from hwnas.lower.onnx import to_onnx
 from hwnas.profiling.anchor import ANCHOR_NAME, anchor_sha256
-from hwnas.profiling.environment import environment_fingerprint, require_same_environment
+from hwnas.profiling.device import Device
+from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.rounds import (
     Measured,
     Progress,
@@ -33,9 +38,8 @@ from hwnas.profiling.rounds import (
     measure_rounds,
     measurement_folder,
     open_journal,
+    without_disturbed,
 )
-from hwnas.profiling.timing import combine_sessions
-from hwnas.runtimes.base import Runtime, RuntimeConfig
 
 _DEVIATION = 2.0  # of a decision's preference for cheap or dear options, which itself goes from -3 to 3
 JOURNAL_SCHEMA = "hwnas.profile-journal/1"
@@ -96,15 +100,14 @@ class Workload:
     choices: dict[str, str] = field(default_factory=dict)
 
 
-def profile_space(space: Space, runtime: Runtime, config: RuntimeConfig, output: str | os.PathLike[str], *,
-                  batch_size: int = 1, plan: ProfilePlan | None = None, seed: int = 0, restart: bool = False,
+def profile_space(space: Space, device: Device, output: str | os.PathLike[str], *, batch_size: int = 1,
+                  plan: ProfilePlan | None = None, seed: int = 0, restart: bool = False,
                   progress: Progress | None = None) -> LatencyTable:
-    """Measures a space on a runtime and writes its table; continues what an earlier call began.
+    """Measures a space on a device and writes its table; continues what an earlier call began.
 
     Args:
         space: What to measure.
-        runtime: Where.
-        config: Threads and precision.
+        device: Where.
         output: The table's path; the journal lies beside it until everything has its least sessions.
         batch_size: Images a call.
         plan: How much to measure.
@@ -116,15 +119,21 @@ def profile_space(space: Space, runtime: Runtime, config: RuntimeConfig, output:
         The table, also written to `output`.
 
     Raises:
-        InputError: What is there is of another space, environment or schema, or cannot be written; or the time was over before
-            anything was measured.
+        InputError: What is there is of another space, environment or schema, is being measured by another process, or cannot be
+            written; or the time was over before anything was measured, or the device refuses every block.
+        UnavailableError: The device cannot be reached, or not any more; what was measured is kept.
     """
     plan = plan or ProfilePlan()
     if seed < 0:
         raise InputError(f"A seed must be at least 0, but is {seed}.")
-    path = Path(output)
+    environment = device.environment(batch_size)
+    with locked(output, "latency table"):
+        return _profile(space, device, environment, Path(output), batch_size, plan, seed, restart, progress)
+
+
+def _profile(space: Space, device: Device, environment: dict[str, Any], path: Path, batch_size: int, plan: ProfilePlan, seed: int,
+             restart: bool, progress: Progress | None) -> LatencyTable:
     journal = path.with_name(path.name + ".journal")
-    environment = environment_fingerprint(runtime, config, batch_size=batch_size, anchor=anchor_sha256())
     if restart:
         discard(path, TABLE_SCHEMA, "latency table")
         journal.unlink(missing_ok=True)
@@ -138,40 +147,85 @@ def profile_space(space: Space, runtime: Runtime, config: RuntimeConfig, output:
         exported = [record for record in table.networks if record.role == "exported"]  # the journal knows nothing of them
     header = {"schema": JOURNAL_SCHEMA, "space_hash": space.hash, "seed": seed, "batch_size": batch_size,
               "environment": environment}
+    refused: dict[str, str] = {}
     try:
-        measured = open_journal(journal, header)
+        measured = open_journal(journal, header, refused=refused)
     except OSError as error:
         raise InputError(f"The table must be writable, but {path} is not ({error.strerror}): choose another --output.") from None
-    workloads = plan_workloads(space, plan, batch_size, seed)
-    sessions = {workload.key: plan.sessions(workload.role) for workload in workloads}
-    measure_rounds({workload.key: workload.model for workload in workloads}, measured, journal, runtime, config, plan,
-                   sessions=sessions, seed=seed, progress=progress)
-    table = _assemble(space, environment, workloads, measured, exported)
+    blocks = plan_blocks(space, batch_size)
+    deadline = time.monotonic() + plan.max_minutes * 60
+    probe = replace(plan, min_sessions=1, max_sessions=1)
+    in_all = len(blocks) * plan.min_sessions + sum(
+        count * plan.sessions(role)[0] for role, count in (("fit", plan.fit_networks), ("held_out", plan.held_out_networks)))
+    # One session of every block first: it shows which ones the device refuses, before networks are drawn that have them.
+    _measure(blocks, measured, refused, journal, device, probe, seed, deadline,
+             None if progress is None else lambda done, total, key: progress(done, in_all, key))
+    if len(refused) == len(blocks):
+        raise InputError(f"{device.name} refuses every block of {space.name!r}: {next(iter(refused.values()))}")
+    workloads = [*blocks, *plan_networks(space, plan, batch_size, seed, refused)]
+    if time.monotonic() <= deadline:
+        _measure(workloads, measured, refused, journal, device, plan, seed, deadline, progress)
+    table = _assemble(space, environment, plan, workloads, measured, refused, exported)
     table.save(path)
-    if all(len(measured.get(key, ())) >= least for key, (least, _) in sessions.items()):
+    if table.effort is not None and table.effort.complete:
         journal.unlink(missing_ok=True)
     return table
 
 
-def default_table_path(runtime: Runtime, config: RuntimeConfig, space: Space) -> Path:
+def _measure(workloads: Sequence["Workload"], measured: Measured, refused: dict[str, str], journal: Path, device: Device,
+             plan: ProfilePlan, seed: int, deadline: float, progress: Progress | None) -> None:
+    plan = replace(plan, max_minutes=max(0.0, deadline - time.monotonic()) / 60)
+    measure_rounds({workload.key: workload.model for workload in workloads}, measured, journal, device, plan,
+                   sessions={workload.key: plan.sessions(workload.role) for workload in workloads}, seed=seed, progress=progress,
+                   refused=refused)
+
+
+def default_table_path(environment: Mapping[str, Any], space: Space) -> Path:
     """`latency_tables/<device>/<runtime>-<precision>-<threads>t/<space>.json`."""
-    return Path("latency_tables") / measurement_folder(runtime, config) / f"{space.name}.json"
+    return Path("latency_tables") / measurement_folder(environment) / f"{space.name}.json"
 
 
-def plan_workloads(space: Space, plan: ProfilePlan, batch_size: int, seed: int) -> list[Workload]:
-    """Every distinct block once, and whole networks spread over the space's range of size."""
+def plan_workloads(space: Space, plan: ProfilePlan, batch_size: int, seed: int, refused: Collection[str] = ()) -> list[Workload]:
+    """Everything that a profile measures: blocks, then networks without refused blocks."""
+    return [*plan_blocks(space, batch_size), *plan_networks(space, plan, batch_size, seed, refused)]
+
+
+def plan_blocks(space: Space, batch_size: int) -> list[Workload]:
+    """Every distinct block once."""
+    parts = {part.workload: part for step in space.steps for edge in step.edges for part in edge.parts}
+    return [Workload(key, "entry", _BlockModel(part, batch_size)) for key, part in parts.items() if not part.block.is_free]
+
+
+def plan_networks(space: Space, plan: ProfilePlan, batch_size: int, seed: int, refused: Collection[str] = ()) -> list[Workload]:
+    """Whole networks spread over the space's range of size; a network with a block that is refused has another in its place."""
+    count = plan.fit_networks + plan.held_out_networks
+    networks = spread_networks(space, count, seed)
+    if refused:
+        costs = _OnlyPossible(frozenset(refused))
+        spare = Trellis(space, costs).sample(2 * count, seed=seed)
+        possible = [network for network in networks if math.isfinite(sum(map(costs.edge_cost, space.path(network))))]
+        networks = list(dict.fromkeys([*possible, *spare]))[:count]
     workloads = []
-    for key, part in {part.workload: part for step in space.steps for edge in step.edges for part in edge.parts}.items():
-        if not part.block.is_free:
-            workloads.append(Workload(key, "entry", _BlockModel(part, batch_size)))
-    for index, architecture in enumerate(spread_networks(space, plan.fit_networks + plan.held_out_networks, seed)):
+    for index, architecture in enumerate(networks):
         # A regular comb, so that both groups cover the range.
-        teeth = index * plan.fit_networks // (plan.fit_networks + plan.held_out_networks)
-        last = (index - 1) * plan.fit_networks // (plan.fit_networks + plan.held_out_networks)
+        teeth = index * plan.fit_networks // count
+        last = (index - 1) * plan.fit_networks // count
         role: Literal["fit", "held_out"] = "fit" if teeth != last else "held_out"
         workloads.append(Workload(f"network {architecture}", role, _NetworkModel(space, architecture, batch_size),
                                   dict(architecture.choices)))
     return workloads
+
+
+@dataclass(frozen=True)
+class _OnlyPossible:
+    """Costs nothing, but forbids the blocks that a device refuses."""
+
+    refused: frozenset[str]
+    unit = ""
+    constant = 0.0
+
+    def edge_cost(self, edge: Edge) -> float:
+        return math.inf if any(part.workload in self.refused for part in edge.parts) else 0.0
 
 
 def spread_networks(space: Space, count: int, seed: int) -> list[Architecture]:
@@ -241,11 +295,13 @@ class _NetworkModel:
         return to_onnx(self.space.network(self.architecture), batch_size=self.batch_size).SerializeToString()
 
 
-def _assemble(space: Space, environment: dict[str, Any], workloads: list[Workload], measured: Measured,
-              exported: list[NetworkRecord]) -> LatencyTable:
+def _assemble(space: Space, environment: dict[str, Any], plan: ProfilePlan, workloads: list[Workload], measured: Measured,
+              refused: Mapping[str, str], exported: list[NetworkRecord]) -> LatencyTable:
+    least = {workload.key: plan.sessions(workload.role)[0] for workload in workloads}
+    found = without_disturbed(measured, plan, lambda key: least.get(key, 1))
     entries, networks = {}, list(exported)
     for workload in workloads:
-        sessions = measured.get(workload.key)
+        sessions = found.get(workload.key)
         if not sessions:
             continue
         ratios = tuple(session.ratios for session in sessions)
@@ -254,11 +310,17 @@ def _assemble(space: Space, environment: dict[str, Any], workloads: list[Workloa
             entries[workload.key] = EntryRecord(sessions=ratios, label=label)
         else:
             networks.append(NetworkRecord(choices=workload.choices, sessions=ratios, role=workload.role))
-    anchor_ms = tuple(session.anchor_ms for sessions in measured.values() for session in sessions)
-    if not anchor_ms:
+    every = [session for sessions in measured.values() for session in sessions]
+    if not every:
         raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")
-    anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=anchor_ms)
-    table = LatencyTable(space, environment, anchor, entries, ())
+    anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=tuple(session.anchor_ms for session in every))
+    missing = sum(max(0, count - len(measured.get(key, ()))) for key, count in least.items() if key not in refused)
+    effort = EffortRecord(minutes=round(sum(session.total_s for session in every) / 60, 3), sessions=len(every),
+                          timing_minutes=round(sum(session.timing_s for session in every) / 60, 3),
+                          planned_sessions=len(every) + missing)
+    blocks = {workload.key for workload in workloads if workload.role == "entry"}
+    table = LatencyTable(space, environment, anchor, entries, (), effort=effort,
+                         refused={key: reason for key, reason in refused.items() if key in blocks})
     # Nothing can be calibrated while blocks are missing; the networks' sessions wait in the journal.
     return table if table.missing_workloads() else table.with_networks(networks)
 

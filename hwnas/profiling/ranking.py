@@ -14,11 +14,12 @@ from statistics import median
 from typing import Any
 
 from hwnas.errors import InputError
-from hwnas.files import read_json, write_atomic
+from hwnas.files import locked, read_json, write_atomic
+from hwnas.latency.sessions import combine_sessions
 from hwnas.lower.onnx import to_onnx
-from hwnas.profiling.anchor import ANCHOR_NAME, anchor_sha256
-from hwnas.profiling.environment import environment_fingerprint, require_same_environment
-from hwnas.profiling.measure import SessionSamples
+from hwnas.profiling.anchor import ANCHOR_NAME
+from hwnas.profiling.device import Device
+from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.rounds import (
     Measured,
     Progress,
@@ -29,8 +30,8 @@ from hwnas.profiling.rounds import (
     open_journal,
     read_session,
 )
-from hwnas.profiling.timing import TimingPlan, combine_sessions
-from hwnas.runtimes.base import Runtime, RuntimeConfig
+from hwnas.profiling.session import SessionSamples
+from hwnas.profiling.timing import TimingPlan
 from hwnas.spaces.reference import ReferenceNetwork
 
 SCHEMA = "hwnas.ranking/1"
@@ -103,15 +104,14 @@ class Ranking:
                 "refused": dict(self.refused)}
 
 
-def rank_networks(networks: Iterable[ReferenceNetwork], runtime: Runtime, config: RuntimeConfig, output: str | os.PathLike[str],
-                  *, only: Sequence[str] | None = None, batch_size: int = 1, plan: RoundsPlan | None = None, seed: int = 0,
+def rank_networks(networks: Iterable[ReferenceNetwork], device: Device, output: str | os.PathLike[str], *,
+                  only: Sequence[str] | None = None, batch_size: int = 1, plan: RoundsPlan | None = None, seed: int = 0,
                   restart: bool = False, progress: Progress | None = None) -> Ranking:
-    """Times networks on a runtime, ranks them and writes what was measured; continues what an earlier call began.
+    """Times networks on a device, ranks them and writes what was measured; continues what an earlier call began.
 
     Args:
         networks: All there are.
-        runtime: Where.
-        config: Threads and precision.
+        device: Where.
         output: The file to write, or to add to.
         only: Names of those to time and to rank; the others' measurements stay in the file. None: all.
         batch_size: Images a call.
@@ -124,12 +124,20 @@ def rank_networks(networks: Iterable[ReferenceNetwork], runtime: Runtime, config
         The ranking of the networks asked for.
 
     Raises:
-        InputError: What is there is of another environment or schema, or cannot be written; or nothing could be measured.
+        InputError: What is there is of another environment or schema, is being measured by another process, or cannot be
+            written; or nothing could be measured.
+        UnavailableError: The device cannot be reached, or not any more; what was measured is kept.
     """
     plan = plan or RoundsPlan(timing=TIMING)
-    path = Path(output)
+    environment = device.environment(batch_size)
+    with locked(output, "ranking"):
+        return _rank_networks(networks, device, environment, Path(output), only, batch_size, plan, seed, restart, progress)
+
+
+def _rank_networks(networks: Iterable[ReferenceNetwork], device: Device, environment: dict[str, Any], path: Path,
+                   only: Sequence[str] | None, batch_size: int, plan: RoundsPlan, seed: int, restart: bool,
+                   progress: Progress | None) -> Ranking:
     journal = path.with_name(path.name + ".journal")
-    environment = environment_fingerprint(runtime, config, batch_size=batch_size, anchor=anchor_sha256())
     known = {network.name: network for network in networks}
     asked = {_key(known[name]): known[name] for name in (known if only is None else only)}
     if restart:
@@ -141,9 +149,9 @@ def rank_networks(networks: Iterable[ReferenceNetwork], runtime: Runtime, config
     except OSError as error:
         raise InputError(f"A ranking must be writable, but {path} is not ({error.strerror}): choose another --output.") from None
     refused: dict[str, str] = {}
-    measure_rounds({key: _model(network, batch_size) for key, network in asked.items()}, measured, journal, runtime, config, plan,
+    measure_rounds({key: _model(network, batch_size) for key, network in asked.items()}, measured, journal, device, plan,
                    seed=seed, refused=refused,
-                   progress=progress and (lambda done, total, key: progress(done, total, asked[key].name)))
+                   progress=None if progress is None else lambda done, total, key: progress(done, total, asked[key].name))
     unfinished = tuple(network.name for key, network in asked.items()
                        if key not in refused and len(measured.get(key, ())) < plan.min_sessions)
     reasons = {asked[key].name: reason for key, reason in refused.items()}
@@ -156,9 +164,9 @@ def rank_networks(networks: Iterable[ReferenceNetwork], runtime: Runtime, config
     return _rank(environment, asked.values(), measured, unfinished, reasons)
 
 
-def default_ranking_path(runtime: Runtime, config: RuntimeConfig, batch_size: int = 1) -> Path:
+def default_ranking_path(environment: Mapping[str, Any], batch_size: int = 1) -> Path:
     """`network_latencies/<device>/<runtime>-<precision>-<threads>t.json`; a batch of more than one image is named too."""
-    place = measurement_folder(runtime, config)
+    place = measurement_folder(environment)
     batch = f"-batch{batch_size}" if batch_size > 1 else ""
     return Path("network_latencies") / place.with_name(f"{place.name}{batch}.json")
 

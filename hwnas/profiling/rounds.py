@@ -12,19 +12,23 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TextIO
 
 from hwnas.errors import InputError
 from hwnas.files import write_atomic
-from hwnas.profiling.environment import read_processor, require_same_environment
-from hwnas.profiling.measure import SessionSamples, measure_session
-from hwnas.profiling.timing import TimingPlan, combine_sessions
-from hwnas.runtimes.base import Runtime, RuntimeConfig
+from hwnas.latency.sessions import combine_sessions
+from hwnas.profiling.device import Device
+from hwnas.profiling.environment import require_same_environment
+from hwnas.profiling.session import SessionSamples
+from hwnas.profiling.timing import TimingPlan
 
 Progress = Callable[[int, int, str], None]
 Measured = dict[str, list[SessionSamples]]
+
+_MAX_DISTURBED = 3  # sessions of one model that do not count; then they do after all
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class RoundsPlan:
         max_sessions: Sessions of that whose sessions disagree.
         target_relative_ci: Half-width of a 95 % interval over sessions above which another session is worth it.
         max_minutes: Wall-clock bound; what is there by then is kept.
+        max_anchor_change: A session does not count, and another takes its place, in which the anchor took more than so many times
+            its usual time, or less than one part in so many. Far off, because ratios survive a change of clock: it takes a
+            throttled, swapping or suddenly crowded machine to spoil them.
         timing: How one session is timed. Short: what more samples cannot average away is the scatter between sessions.
 
     Raises:
@@ -46,6 +53,7 @@ class RoundsPlan:
     max_sessions: int = 6
     target_relative_ci: float = 0.03
     max_minutes: float = 30.0
+    max_anchor_change: float = 2.0
     timing: TimingPlan = field(default_factory=lambda: TimingPlan(
         sample_ms=1.0, min_pairs=16, max_pairs=96, max_seconds=0.8, warmup_pairs=5, max_warmup_seconds=0.2))
 
@@ -55,6 +63,8 @@ class RoundsPlan:
                              f"(min_sessions={self.min_sessions}, max_sessions={self.max_sessions}).")
         for name in ("target_relative_ci", "max_minutes"):
             check_not_negative(name, getattr(self, name))
+        if not self.max_anchor_change > 1:
+            raise InputError(f"max_anchor_change must be above 1, but is {self.max_anchor_change}.")
 
 
 def check_not_negative(name: str, value: float) -> None:
@@ -67,68 +77,70 @@ def check_not_negative(name: str, value: float) -> None:
         raise InputError(f"{name} must be at least 0, but is {value}.")
 
 
-def measurement_folder(runtime: Runtime, config: RuntimeConfig) -> Path:
+def measurement_folder(environment: Mapping[str, Any]) -> Path:
     """`<device>/<runtime>-<precision>-<threads>t`: where measurements of one kind lie together."""
-    device = re.sub(r"[^a-z0-9]+", "-", read_processor().name.lower()).strip("-")
-    return Path(device, f"{runtime.name}-{config.precision}-{config.threads}t")
+    device = re.sub(r"[^a-z0-9]+", "-", str(environment["device"]).lower()).strip("-")
+    return Path(device, f"{environment['runtime']}-{environment['precision']}-{environment['threads']}t")
 
 
-def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured, journal: Path, runtime: Runtime,
-                   config: RuntimeConfig, plan: RoundsPlan, *, sessions: Mapping[str, tuple[int, int]] | None = None,
-                   seed: int = 0, progress: Progress | None = None, refused: dict[str, str] | None = None) -> None:
-    """Measures until everything has its sessions or the time is over.
+def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured, journal: Path, device: Device,
+                   plan: RoundsPlan, *, sessions: Mapping[str, tuple[int, int]] | None = None, seed: int = 0,
+                   progress: Progress | None = None, refused: dict[str, str] | None = None) -> None:
+    """Measures until everything has its sessions or the time is over; every round in a fresh process.
 
     Args:
         models: What makes the ONNX bytes, by key.
         measured: What was measured before, by key; grows.
         journal: As `open_journal` left it.
-        runtime: Where.
-        config: Threads and precision.
+        device: Where.
         plan: How much.
         sessions: The least and the most sessions by key, where that is not the plan's.
         seed: Chooses the order.
         progress: Called with (sessions done, sessions planned, key) when a session is on disk.
-        refused: Takes what the runtime said of models that it refuses, by key; without it such a refusal ends everything.
+        refused: What the device said of models that it refuses, by key; grows. Without it a refusal ends everything.
 
     Raises:
-        InputError: The runtime refuses a model.
+        InputError: The device refuses a model, or the journal cannot be written.
+        UnavailableError: The device cannot be reached any more.
     """
     deadline = time.monotonic() + plan.max_minutes * 60
     refusals = {} if refused is None else refused
     bounds = dict.fromkeys(models, (plan.min_sessions, plan.max_sessions)) | dict(sessions or {})
     with open(journal, "a", encoding="utf-8") as file:
-        for round_index in range(max(most for _, most in bounds.values())):
+        for round_index in range(max((most for _, most in bounds.values()), default=0) + _MAX_DISTURBED):
+            usual_ms = _usual_anchor_ms(measured)
             due = [key for key in models if key not in refusals
-                   and _is_due(measured.get(key, []), round_index, bounds[key], plan.target_relative_ci)]
+                   and _is_due(measured.get(key, []), round_index, bounds[key], plan, usual_ms)]
             random.Random(f"{seed}/{round_index}").shuffle(due)
             later = sum(max(0, bounds[key][0] - round_index - 1) for key in models if key not in refusals)
             done_before = sum(len(measured.get(key, ())) for key in models)
+            device.renew()
             for index, key in enumerate(due):
                 if time.monotonic() > deadline:
                     return
-                model = models[key]()
                 try:
-                    session = measure_session(runtime, config, model, plan.timing)
+                    session = device.measure(models[key](), plan.timing)
                 except InputError as error:
                     if refused is None:
                         raise
                     refused[key] = str(error)
+                    _append(file, {"key": key, "refused": str(error)})
                     continue
                 measured.setdefault(key, []).append(session)
-                file.write(_session_line(key, session))
-                file.flush()
-                os.fsync(file.fileno())
+                _append(file, _session_row(key, session))
                 if progress is not None:
                     progress(done_before + index + 1, done_before + len(due) + later, key)
 
 
-def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, list[SessionSamples]] | None = None) -> Measured:
+def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, list[SessionSamples]] | None = None,
+                 refused: dict[str, str] | None = None) -> Measured:
     """Reads what an earlier call measured, or starts the journal; a torn last line is cut off.
 
     Args:
         path: The journal.
         header: What must be the same when it is continued; `environment` is compared as measurements are.
         measured: What a new journal begins with.
+        refused: Takes what the device said of models that it refused, by key.
 
     Returns:
         The sessions, by key.
@@ -152,7 +164,10 @@ def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, l
                                  remedy="repeat with --restart to measure again")
         for line in lines[1:]:
             row = json.loads(line)
-            found.setdefault(row["key"], []).append(read_session(row))
+            if "refused" not in row:
+                found.setdefault(row["key"], []).append(read_session(row))
+            elif refused is not None:
+                refused[str(row["key"])] = str(row["refused"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): repeat with "
                          "--restart to measure again.") from None
@@ -167,7 +182,8 @@ def read_session(row: Mapping[str, Any]) -> SessionSamples:
     Raises:
         KeyError, TypeError, ValueError: It is malformed.
     """
-    session = SessionSamples(tuple(map(float, row["ratios"])), float(row["anchor_ms"]))
+    session = SessionSamples(tuple(map(float, row["ratios"])), float(row["anchor_ms"]),
+                             *(float(row.get(key, 0)) for key in ("timing_s", "total_s")))
     if not session.ratios or not all(0 < value < math.inf for value in (*session.ratios, session.anchor_ms)):
         raise ValueError("a session has no samples, or one that is not a positive number")
     return session
@@ -194,20 +210,54 @@ def discard(path: Path, schema: str, what: str) -> None:
 
 
 def _start_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, list[SessionSamples]]) -> Measured:
-    lines = [_session_line(key, session) for key, sessions in measured.items() for session in sessions]
-    write_atomic(path, json.dumps(header) + "\n" + "".join(lines))
+    rows = [_session_row(key, session) for key, sessions in measured.items() for session in sessions]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in (header, *rows)))
     return {key: list(sessions) for key, sessions in measured.items()}
 
 
-def _session_line(key: str, session: SessionSamples) -> str:
-    return json.dumps({"key": key, "ratios": session.ratios, "anchor_ms": session.anchor_ms}) + "\n"
+def _session_row(key: str, session: SessionSamples) -> dict[str, Any]:
+    return {"key": key, **asdict(session)}
 
 
-def _is_due(sessions: list[SessionSamples], round_index: int, bounds: tuple[int, int], target_relative_ci: float) -> bool:
+def _append(file: TextIO, row: Mapping[str, Any]) -> None:
+    try:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"The journal {file.name} must be writable, but is not ({error.strerror}): make room, then repeat the "
+                         "command; what was measured before is kept.") from None
+
+
+def without_disturbed(measured: Measured, plan: RoundsPlan, least: Callable[[str], int]) -> Measured:
+    """The sessions that count: without those in which the machine was another, wherever enough are left.
+
+    Args:
+        measured: All sessions by key.
+        plan: Says what is disturbed.
+        least: How many a key needs.
+    """
+    usual_ms = _usual_anchor_ms(measured)
+    kept = {key: [session for session in sessions if not _is_disturbed(session, plan, usual_ms)]
+            for key, sessions in measured.items()}
+    return {key: kept[key] if len(kept[key]) >= least(key) else sessions for key, sessions in measured.items()}
+
+
+def _is_due(sessions: list[SessionSamples], round_index: int, bounds: tuple[int, int], plan: RoundsPlan, usual_ms: float) -> bool:
     if len(sessions) > round_index:
         return False  # measured before an interruption
     least, most = bounds
-    return round_index < least or (round_index < most and _relative_ci(sessions) > target_relative_ci)
+    disturbed = sum(_is_disturbed(session, plan, usual_ms) for session in sessions)
+    counted = len(sessions) - min(disturbed, _MAX_DISTURBED)
+    return counted < least or (counted < most and _relative_ci(sessions) > plan.target_relative_ci)
+
+
+def _usual_anchor_ms(measured: Measured) -> float:
+    return median([session.anchor_ms for sessions in measured.values() for session in sessions] or [0.0])
+
+
+def _is_disturbed(session: SessionSamples, plan: RoundsPlan, usual_ms: float) -> bool:
+    return not usual_ms / plan.max_anchor_change <= session.anchor_ms <= usual_ms * plan.max_anchor_change
 
 
 def _relative_ci(sessions: list[SessionSamples]) -> float:

@@ -8,7 +8,8 @@ pair move together, so their ratio stays within a percent. Three habits keep the
 - medians throughout: a sample that the scheduler interrupted changes nothing.
 
 A process, or session, also has a ratio of its own (memory layout, and sometimes a runtime's unlucky choices), which more
-samples within it cannot average away. `combine_sessions` therefore judges the scatter between sessions.
+samples within it cannot average away. `combine_sessions` (of `hwnas.latency.sessions`) therefore judges the scatter between
+sessions.
 """
 
 import gc
@@ -16,32 +17,20 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import repeat
-from typing import Protocol
-
-import numpy as np
 
 from hwnas.errors import InputError
-
-_Z95 = statistics.NormalDist().inv_cdf(0.975)
-
-# Two sessions of one model on one quiet machine differ by about this much (relative standard deviation of the ratio).
-# It takes part in every interval with the weight of this many degrees of freedom, as in Smyth's moderated t statistic
-# ("Linear models and empirical Bayes methods", 2004, section 3): two or three sessions say little about their own scatter.
-_TYPICAL_SESSION_SD = 0.013
-_TYPICAL_DEGREES = 4
+from hwnas.latency.sessions import combine_sessions as combine_sessions
+from hwnas.latency.sessions import median_interval, median_relative_ci
+from hwnas.latency.sessions import student_t95 as student_t95
 
 # With five values even the whole range encloses the median in only 94 % of cases.
 _MIN_FOR_INTERVAL = 6
 
 _LONGEST_ANCHOR_MS = 20.0
-
-# An entry whose 95 % interval is wider than this to either side is labelled noisy.
-NOISY_RELATIVE_CI = 0.05
-
 
 @dataclass(frozen=True)
 class TimingPlan:
@@ -128,7 +117,7 @@ class PairedSamples:
     @property
     def relative_ci(self) -> float:
         """Half the width of `ratio_ci`, as a share of the ratio."""
-        return _relative_ci(self.ratios)
+        return median_relative_ci(self.ratios)
 
     @property
     def stable(self) -> bool:
@@ -144,32 +133,6 @@ class PairedSamples:
     def anchor_ms(self) -> float:
         """Median time of one call of the anchor, as the clock ran in this session."""
         return statistics.median(self.anchor_ns) / 1e6
-
-
-class HasRatios(Protocol):
-    """One session, however it was stored: its ratios are all that counts."""
-
-    @property
-    def ratios(self) -> Sequence[float]:
-        """Workload over anchor, pair by pair; at least one."""
-        ...
-
-
-@dataclass(frozen=True)
-class SessionStatistics:
-    """What several sessions of one workload say together.
-
-    Args:
-        ratio: Median of the sessions' median ratios.
-        ratio_ci: 95 % confidence interval of `ratio`.
-        relative_sd: Standard deviation between sessions as a share of `ratio`, every session counted; None for one session.
-        label: "ok", or "noisy" when the interval is wider than `NOISY_RELATIVE_CI` to either side.
-    """
-
-    ratio: float
-    ratio_ci: tuple[float, float]
-    relative_sd: float | None
-    label: str
 
 
 def time_paired(workload: Callable[[], object], anchor: Callable[[], object], plan: TimingPlan) -> PairedSamples:
@@ -212,75 +175,6 @@ def time_many(
         name: PairedSamples(tuple(w for w, _ in taken), tuple(a for _, a in taken), plan.target_relative_ci)
         for name, taken in samples.items()
     }
-
-
-def combine_sessions(sessions: Sequence[HasRatios]) -> SessionStatistics:
-    """Joins the sessions of one workload by the median, which one bad session among three or more cannot move far.
-
-    The interval is Student's around the median. Its scale mixes the scatter of these sessions with the typical one, so
-    it is of use from the first session on; from four sessions on, the farthest one is forgiven.
-
-    Raises:
-        InputError: There is no session.
-    """
-    if not sessions:
-        raise InputError("At least one timing session is needed, but got none.")
-    ratios = np.array([statistics.median(session.ratios) for session in sessions])
-    count = len(ratios)
-    ratio = float(np.median(ratios))
-    within = statistics.median(_relative_ci(session.ratios) for session in sessions) / _Z95
-    typical = _TYPICAL_SESSION_SD**2 + within**2
-    degrees = _TYPICAL_DEGREES + count - 1
-    variance = (_TYPICAL_DEGREES * typical + (count - 1) * _forgiving_sd(ratios / ratio) ** 2) / degrees
-    # A median of three or more normal values scatters up to sqrt(pi / 2) times as much as their mean.
-    efficiency = 1.0 if count < 3 else math.sqrt(math.pi / 2)
-    half_width = student_t95(degrees) * efficiency * math.sqrt(variance / count)
-    return SessionStatistics(
-        ratio=ratio,
-        ratio_ci=(ratio * (1 - half_width), ratio * (1 + half_width)),
-        relative_sd=float(np.std(ratios, ddof=1)) / ratio if count > 1 else None,
-        label="noisy" if half_width > NOISY_RELATIVE_CI else "ok",
-    )
-
-
-def _forgiving_sd(values: np.ndarray) -> float:
-    """Standard deviation around a median of 1; from four values on without the farthest, which one bad session makes."""
-    count = len(values)
-    if count < 2:
-        return 0.0
-    if count < 4:
-        return float(np.std(values, ddof=1))
-    kept = values[np.argsort(np.abs(values - 1))[:-1]]
-    # For normal values the farthest is worth this factor (simulated: 1.66 for 4 values, 1.44 for 5, 1.31 for 7, 1.23 for 10).
-    return float(np.std(kept, ddof=1)) * (1 + 2.4 / count)
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % confidence interval of the median from order statistics, which assumes no distribution.
-
-    The k-th smallest and k-th largest value enclose the median unless fewer than k of n fair coins fall on one side.
-    Below six values it is their whole range, which covers less often.
-    """
-    ordered = sorted(values)
-    count = len(ordered)
-    rank, ways, fewer = 0, 1, 1  # of 2**count outcomes, `ways` have `rank` heads and `fewer` at most `rank`
-    while 40 * fewer <= 2**count:  # 2.5 % on each side
-        ways = ways * (count - rank) // (rank + 1)
-        rank += 1
-        fewer += ways
-    lowest = max(rank - 1, 0)
-    return ordered[lowest], ordered[count - 1 - lowest]
-
-
-def student_t95(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t by its series in 1 / degrees; within 0.3 % from 4 degrees on."""
-    z, n = _Z95, degrees
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
 
 
 class _Pair:
@@ -345,14 +239,9 @@ def _is_done(taken: list[tuple[float, float]], plan: TimingPlan) -> bool:
     if len(taken) % plan.min_pairs or len(taken) < _MIN_FOR_INTERVAL:
         return False
     ratios = [workload_ns / anchor_ns for workload_ns, anchor_ns in taken]
-    width = _relative_ci(ratios)
-    narrows = len(ratios) < 4 * plan.min_pairs or width < _relative_ci(ratios[: len(ratios) // 2])
+    width = median_relative_ci(ratios)
+    narrows = len(ratios) < 4 * plan.min_pairs or width < median_relative_ci(ratios[: len(ratios) // 2])
     return width <= plan.target_relative_ci or not narrows
-
-
-def _relative_ci(ratios: Sequence[float]) -> float:
-    low, high = median_interval(ratios)
-    return (high - low) / 2 / statistics.median(ratios)
 
 
 @contextmanager

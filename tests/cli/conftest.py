@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from hwnas.latency.table import load_table
+from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
 from hwnas.profiling.timing import TimingPlan
-from hwnas.runtimes import load_runtime
 from hwnas.runtimes.base import RuntimeConfig
 from hwnas.spaces.load import load_space
 from tests.cli.command import hwnas
@@ -59,7 +59,8 @@ def atom(place):
 @pytest.fixture(scope="session")
 def table(place, space):
     path = place / "table.json"
-    profile_space(load_space(str(space)), load_runtime(DEVICE), RuntimeConfig(), path, plan=QUICK)
+    with open_device(DEVICE, RuntimeConfig()) as device:
+        profile_space(load_space(str(space)), device, path, plan=QUICK)
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hwnas.latency.table import EntryRecord, load_table
+from hwnas.latency.table import EffortRecord, EntryRecord, load_table
 from tests.cli.command import hwnas, hwnas_process, refused
 from tests.cli.conftest import DEVICE
 
@@ -53,9 +53,9 @@ def test_a_table_and_itself(table):
 def test_a_changed_table(table, tmp_path):
     loaded = load_table(table)
     first, second, *_ = loaded.entries
-    entries = {key: entry for key, entry in loaded.entries.items() if key != second}
-    entries[first] = EntryRecord(sessions=tuple(tuple(3 * ratio for ratio in session) for session in entries[first].sessions),
-                                 label="ok")
+    steady, dearer = (EntryRecord(sessions=((ratio,),), label="ok") for ratio in (1.0, 3.0))
+    table = replace(loaded, entries={**loaded.entries, first: steady}).save(tmp_path / "a.json")
+    entries = {key: entry for key, entry in loaded.entries.items() if key != second} | {first: dearer}
     changed = replace(loaded, entries=entries, environment={**loaded.environment, "threads": 9}, networks=())
     other = changed.save(tmp_path / "b.json")
     done = hwnas("table", "diff", table, other, "--json")
@@ -103,6 +103,70 @@ def test_a_real_process_exits_with_4(copy):
     copy.write_text("{}")
     done = hwnas_process("table", "check", copy)
     assert done.code == 4 and done.out == "" and done.err.count("\n") == 1
+
+
+# Refused blocks
+
+@pytest.fixture
+def refusing(table, tmp_path):
+    """A table whose runtime refuses the wide body, and which is not complete."""
+    loaded = load_table(table)
+    wide = next(workload for workload in loaded.entries if "out_channels=24" in workload)
+    effort = EffortRecord(minutes=2.0, timing_minutes=1.5, sessions=300, planned_sessions=491)
+    path = tmp_path / "refusing.json"
+    replace(loaded, refused={wide: "It [crashes]."}, effort=effort,
+            entries={key: entry for key, entry in loaded.entries.items() if key != wide}).save(path)
+    return path
+
+
+def test_refused_blocks_are_listed(refusing):
+    blocks = len(load_table(refusing).entries) + 1
+    for verb, columns in (("show", 2), ("check", 2)):
+        done = hwnas("table", verb, refusing)
+        assert done.code == 0 and f"1 of {blocks} blocks are refused by {DEVICE}" in done.err and "body wide" in done.err
+        assert done.err.count("\n") == 1 and done.out.count("It [crashes].") == 1 and "conv(out_channels=24" in done.out
+        (row,) = hwnas("table", verb, refusing, "--json").json["refused"]
+        assert len(row) == columns and row["reason"] == "It [crashes]." and "out_channels=24" in row["workload"]
+    shown = hwnas("table", "show", refusing, "--json").json
+    assert shown["entries"]["refused"] == 1 and shown["entries"]["missing"] == 0
+    assert {"layer": "body", "option": "wide", "reason": "It [crashes]"} in shown["excluded_options"]
+    told = hwnas("table", "show", refusing, "--plot", refusing.with_name("p.svg"))
+    assert told.code == 0 and "refused and left out" in refusing.with_name("p.svg").read_text()
+
+
+def test_effort_is_told(refusing, table):
+    done = hwnas("table", "show", refusing).out
+    assert "300 of 491 sessions in 2.0 min, 75 % of it timing, 150 sessions a minute" in done
+    assert "incomplete" in done and "the same 'hwnas profile' command completes the table" in done
+    shown = hwnas("table", "show", refusing, "--json").json["effort"]
+    assert shown["sessions"] == 300 and shown["complete"] is False
+    assert hwnas("table", "check", refusing, "--json").json["complete"] is False
+    whole = replace(load_table(refusing), effort=EffortRecord(minutes=0, timing_minutes=0, sessions=2, planned_sessions=2))
+    whole.save(refusing)
+    done = hwnas("table", "show", refusing).out
+    assert "2 of 2 sessions in 0.0 min" in done and "incomplete" not in done
+
+
+def test_verbs_leave_out_what_is_refused(refusing, supernet, tmp_path):
+    known = f"blocks are refused by {DEVICE}"
+    found = hwnas("feasible", "--table", refusing, "--max-latency-ms", 1000, "--json")
+    assert known in found.err and found.json["size"] == 4 and found.json["budgets"][0]["count"] == 2
+    assert "2 of 4 networks" in hwnas("feasible", "--table", refusing).out
+    rows = hwnas("predict", "--table", refusing, "--random", 30, "--json")
+    assert known in rows.err and {row["architecture"]["choices"]["body"] for row in rows.json} == {"narrow"}
+    assert all(row["latency_ms"] <= found.json["feasible_range_ms"][1] * 1.0001 for row in rows.json)
+    done = hwnas("search", "--supernet", supernet, "--table", refusing, "--max-latency-ms", 1000, "--output", tmp_path / "search",
+                 "--population", 4, "--generations", 1, "--parents", 2, "--calibration-images", 40, "--json")
+    assert known in done.err and done.json["best"]["choices"]["body"] == "narrow"
+
+
+def test_a_network_with_a_refused_block_is_refused(refusing, architecture):
+    told = refused(hwnas("predict", "--table", refusing, "--architecture", architecture))
+    assert "option 'wide' of decision 'body'" in told and "It [crashes]" in told
+    loaded = load_table(refusing)
+    stem = next(iter(loaded.entries))
+    replace(loaded, refused={**loaded.refused, stem: "No."}).save(refusing)
+    assert "'stem'" in refused(hwnas("feasible", "--table", refusing), 3)
 
 
 # Files

@@ -1,6 +1,8 @@
 """Every verb: it helps, and with --json it prints the one document that scripts rely on."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -17,6 +19,12 @@ JSON = {
     "networks": (lambda made: (), {"name", "macs", "parameters", "published", "parameters_by_kind", "note"}),
     "profile": (lambda made: ("--device", DEVICE, "--space", made("space"), "--output", made("table")),
                 {"table", "entries", "noisy", "missing", "anchor_ms", "held_out"}),
+    "kit build": (lambda made: ("--device", DEVICE, "--space", made("atom"), "--output", made("tmp_path") / "kit",
+                                "--fit-networks", 1, "--held-out-networks", 1),
+                  {"kit", "blocks", "networks", "refused", "sessions", "size_bytes"}),
+    "kit collect": (lambda made: (_measured_kit(made("atom"), made("tmp_path") / "kit"),
+                                  "--output", made("tmp_path") / "collected.json"),
+                    {"table", "entries", "noisy", "missing", "refused", "missing_sessions", "anchor_ms", "held_out"}),
     "table show": (lambda made: (made("table"),), {"file", "space", "environment", "anchor", "entries", "calibration", "held_out",
                                                    "additive", "costliest"}),
     "table diff": (lambda made: (made("table"), made("table")),
@@ -53,6 +61,13 @@ JSON = {
 def _exported(table, path):
     assert hwnas("table", "export", table, "--format", "csv", "--output", path).code == 0
     return path
+
+
+def _measured_kit(space, kit):
+    assert hwnas("kit", "build", "--device", DEVICE, "--space", space, "--output", kit, "--fit-networks", 0,
+                 "--held-out-networks", 0).code == 0
+    subprocess.run([sys.executable, kit / "run.py"], check=True, stdout=subprocess.DEVNULL)
+    return kit
 
 
 def test_every_verb_has_a_case_here():
@@ -94,7 +109,7 @@ def test_native_libraries_do_not_write_into_the_document(verb, request, tmp_path
 
 
 @pytest.mark.parametrize("verb", ("devices", "spaces", "predict", "feasible", "train", "verify", "profile", "table show",
-                                  "table diff", "table check", "table export", "table import"))
+                                  "table diff", "table check", "table export", "table import", "kit build", "kit collect"))
 def test_people_get_a_table_that_fits_their_terminal(verb, request, monkeypatch):
     monkeypatch.setattr("hwnas.cli.console.stdout.width", 100)
     done = hwnas(*verb.split(), *JSON[verb][0](request.getfixturevalue))

@@ -19,7 +19,10 @@ from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import EntryRecord, load_table
 from hwnas.pipeline.compile import _budget_ms, compile_space
 from hwnas.pipeline.config import load_config
+from hwnas.profiling.anchor import anchor_model
+from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, plan_workloads, profile_space
+from hwnas.profiling.rounds import RoundsPlan
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RuntimeConfig, load_runtime
 from hwnas.spaces.load import load_space
@@ -94,7 +97,8 @@ def compiled(configure, tmp_path_factory):
     """A first run after a quick profile: output folder, summary, stages."""
     output = tmp_path_factory.mktemp("out") / "deep"
     config = configure()
-    profile_space(load_space(config.space), load_runtime(config.device), RuntimeConfig(), output / "table.json", plan=QUICK)
+    with open_device(config.device, RuntimeConfig()) as device:
+        profile_space(load_space(config.space), device, output / "table.json", plan=QUICK)
     return output, *compile_into(output, config)
 
 
@@ -240,7 +244,9 @@ def test_it_goes_on_with_an_unfinished_profile(configure, tmp_path):
         compile_into(tmp_path, config)
     assert [path.name for path in tmp_path.iterdir()] == ["table.json.journal"]
     keys = [one.key for one in plan_workloads(load_space(config.space), ProfilePlan(), 1, 0)]
-    lines = [json.dumps({"key": key, "ratios": [1.0, 1.0, 1.0], "anchor_ms": 0.5}) + "\n" for key in keys for _ in range(7)]
+    with open_device(config.device, RuntimeConfig()) as device:
+        anchor_ms = device.measure(anchor_model(), RoundsPlan().timing).anchor_ms
+    lines = [json.dumps({"key": key, "ratios": [1.0, 1.0, 1.0], "anchor_ms": anchor_ms}) + "\n" for key in keys for _ in range(7)]
     with open(tmp_path / "table.json.journal", "a") as file:
         file.writelines(lines[1:])
     stages = Stages()

@@ -12,15 +12,13 @@ from hwnas.export.verify import verify_artifact
 from hwnas.latency.table import AnchorRecord, LatencyTable
 from hwnas.pipeline.export import export_random
 from hwnas.pipeline.measure import load_target, measure_artifact, read_model, target_of_table, verdict
-from hwnas.profiling.anchor import anchor_sha256
-from hwnas.profiling.environment import environment_fingerprint
-from hwnas.profiling.measure import Measurement, SessionSamples
-from hwnas.runtimes import RuntimeConfig, load_runtime
+from hwnas.profiling.measure import Measurement
+from hwnas.profiling.session import SessionSamples
 from tests.pipeline.samples import make_space, make_table
 
 
 def table_of_this_machine(**changes):
-    here = environment_fingerprint(load_runtime("onnxruntime-cpu"), RuntimeConfig(), batch_size=1, anchor=anchor_sha256())
+    here = load_target("onnxruntime-cpu").environment
     table = make_table()
     return LatencyTable(table.search_space, {**here, **changes},
                         AnchorRecord(name="anchor", sha256="0" * 64, sessions_ms=(2.0, 3.0, 9.0)), table.entries, table.networks)
@@ -60,7 +58,7 @@ def test_the_table_of_another_machine_is_refused(key):
 
 
 @pytest.mark.parametrize("change", [{"threads": None}, {"threads": "many"}, {"runtime": "abacus"}, {"precision": "fp7"},
-                                    {"batch_size": []}, {"threads": 0}])
+                                    {"batch_size": []}, {"threads": 0}, {"affinity": "x"}, {"affinity": "99999"}])
 def test_an_environment_that_names_no_target_is_refused(change):
     with pytest.raises(InputError):
         target_of_table(table_of_this_machine(**change))
@@ -68,7 +66,7 @@ def test_an_environment_that_names_no_target_is_refused(change):
 
 def test_an_environment_without_a_key_is_refused():
     table = table_of_this_machine()
-    for key in ("runtime", "threads", "precision", "batch_size"):
+    for key in ("runtime", "threads", "precision", "batch_size", "affinity"):
         environment = {name: value for name, value in table.environment.items() if name != key}
         with pytest.raises(InputError, match=key):
             target_of_table(replace(table, environment=environment))

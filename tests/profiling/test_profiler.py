@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from hwnas.ir.costs import MacsCost
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import NetworkRecord, load_table
+from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import (
     ProfilePlan,
     default_table_path,
@@ -29,13 +31,13 @@ from hwnas.profiling.profiler import (
     spread_networks,
 )
 from hwnas.profiling.timing import TimingPlan
-from hwnas.runtimes import RuntimeConfig, load_runtime
+from hwnas.runtimes import RuntimeConfig
 
 ROOT = Path(__file__).parents[2]
-RUNTIME, CONFIG = load_runtime("onnxruntime-cpu"), RuntimeConfig()
+CONFIG = RuntimeConfig()
 TIMING = TimingPlan(sample_ms=0.05, min_pairs=3, max_pairs=3, max_seconds=0.05, warmup_pairs=1, max_warmup_seconds=0.001)
 PLAN = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=3, fit_sessions=None, held_out_networks=2, held_out_sessions=None,
-                   timing=TIMING)
+                   timing=TIMING, max_anchor_change=math.inf)
 BLOCKS = 6  # distinct ones of `make_space`, its identity left out
 NETWORKS = 5  # of PLAN
 
@@ -75,9 +77,10 @@ class Told(list):
         return [key for _, _, key in self]
 
 
-def profile(path, space=SPACE, plan=PLAN, config=CONFIG, runtime=RUNTIME, **arguments):
+def profile(path, space=SPACE, plan=PLAN, config=CONFIG, device="onnxruntime-cpu", **arguments):
     told = Told()
-    return profile_space(space, runtime, config, path, plan=plan, progress=told, **arguments), told
+    with open_device(device, config) as opened:
+        return profile_space(space, opened, path, plan=plan, progress=told, **arguments), told
 
 
 def journal_of(path):
@@ -219,7 +222,8 @@ def test_networks_have_sessions_of_their_own(tmp_path):
 
 
 def test_the_default_path_names_device_runtime_and_space():
-    device, runtime, file = default_table_path(RUNTIME, RuntimeConfig(2), SPACE).parts[1:]
+    with open_device("onnxruntime-cpu", RuntimeConfig(2)) as opened:
+        device, runtime, file = default_table_path(opened.environment(1), SPACE).parts[1:]
     assert (runtime, file) == ("onnxruntime-cpu-fp32-2t", "small.json")
     assert device and device == device.lower() and not set(device) - set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
@@ -410,7 +414,7 @@ def test_an_environment_that_is_none_is_refused(tmp_path):
 OTHERS = {
     "space": ("space", {"space": make_space(width=12)}),
     "threads": ("threads", {"config": RuntimeConfig(2)}),
-    "runtime": ("runtime", {"runtime": load_runtime("openvino-cpu")}),
+    "runtime": ("runtime", {"device": "openvino-cpu"}),
     "batch_size": ("batch_size", {"batch_size": 2}),
 }
 
@@ -593,7 +597,8 @@ def test_a_session_is_on_disk_before_it_is_told(tmp_path):
         assert content.endswith(b"\n") and json.loads(content.splitlines()[-1])["key"] == key
         seen.append(content.count(b"\n") - 1)
 
-    profile_space(SPACE, RUNTIME, CONFIG, path, plan=PLAN, progress=look)
+    with open_device("onnxruntime-cpu", CONFIG) as device:
+        profile_space(SPACE, device, path, plan=PLAN, progress=look)
     assert seen == list(range(1, BLOCKS + NETWORKS + 1))
     assert os.listdir(tmp_path) == ["table.json"]
 
@@ -602,5 +607,5 @@ def test_restart_deletes_nothing_but_a_table(tmp_path):
     notes = tmp_path / "notes.txt"
     notes.write_text("not a table")
     with pytest.raises(InputError, match="something else"):
-        profile_space(SPACE, RUNTIME, CONFIG, notes, restart=True)
+        profile(notes, restart=True)
     assert notes.read_text() == "not a table"

@@ -1,6 +1,7 @@
 """The ranking of networks on a real runtime: what it measures, that it adds to what is there, and that a kill costs a session."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from hwnas.errors import InputError
 from hwnas.ir.blocks import ConvBlock, Head, Stem
 from hwnas.ir.network import build_network
+from hwnas.profiling.device import Device, launch_here
 from hwnas.profiling.ranking import default_ranking_path, pareto_front, rank_networks
 from hwnas.profiling.rounds import RoundsPlan
 from hwnas.profiling.timing import TimingPlan
@@ -27,7 +29,7 @@ from hwnas.spaces.reference import Published, ReferenceNetwork
 ROOT = Path(__file__).parents[2]
 RUNTIME, CONFIG = load_runtime("onnxruntime-cpu"), RuntimeConfig()
 TIMING = TimingPlan(sample_ms=0.05, min_pairs=3, max_pairs=3, max_seconds=0.05, warmup_pairs=1, max_warmup_seconds=0.001)
-PLAN = RoundsPlan(min_sessions=2, max_sessions=2, timing=TIMING)
+PLAN = RoundsPlan(min_sessions=2, max_sessions=2, timing=TIMING, max_anchor_change=math.inf)
 
 
 def reference(name, width, top1, size=32):
@@ -50,18 +52,19 @@ class Picky:
     def __getattr__(self, name):
         return getattr(RUNTIME, name)
 
-    def compile(self, model, config):
+    def prepare(self, model, config):
         graph = onnx.load_from_string(model).graph
         self.models.append(graph)
         if any(512 in weight.dims for weight in graph.initializer):
             raise InputError("This runtime has no wide layers: choose another network.")
-        return RUNTIME.compile(model, config)
+        return RUNTIME.prepare(model, config)
 
 
 def rank(path, networks=NETWORKS, plan=PLAN, runtime=RUNTIME, config=CONFIG, **arguments):
     told = []
-    ranking = rank_networks(networks, runtime, config, path, plan=plan,
-                            progress=lambda done, total, name: told.append((done, total, name)), **arguments)
+    with Device(runtime, config, launch_here) as device:
+        ranking = rank_networks(networks, device, path, plan=plan,
+                                progress=lambda done, total, name: told.append((done, total, name)), **arguments)
     return ranking, told
 
 
@@ -145,9 +148,10 @@ def test_what_a_runtime_refuses_is_left_out(tmp_path):
 
 
 def test_the_default_path_names_device_runtime_and_batch():
-    folder, device, file = default_ranking_path(RUNTIME, RuntimeConfig(2)).parts
+    environment = {"device": "An Old-CPU", "runtime": "onnxruntime-cpu", "precision": "fp32", "threads": 2}
+    folder, device, file = default_ranking_path(environment).parts
     assert (folder, file) == ("network_latencies", "onnxruntime-cpu-fp32-2t.json") and device == device.lower()
-    assert default_ranking_path(RUNTIME, CONFIG, 8).name == "onnxruntime-cpu-fp32-1t-batch8.json"
+    assert default_ranking_path(environment | {"threads": 1}, 8).name == "onnxruntime-cpu-fp32-1t-batch8.json"
 
 
 # The front
