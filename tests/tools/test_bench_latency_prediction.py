@@ -1,0 +1,37 @@
+"""The benchmark's judgement: on a table of the repository, and on figures at the goal's edges."""
+
+import json
+
+from hwnas.latency.table import load_table
+from tests.tools.test_schemes import ROOT, load_tool
+
+bench = load_tool("bench_latency_prediction")
+
+
+def _row():
+    table = load_table(next((ROOT / "latency_tables").rglob("onnxruntime*/mobile-cpu.json")))
+    return bench.compare(table, None, resplits=1), table
+
+
+def test_the_default_scheme_is_the_table_s_own_prediction():
+    row, table = _row()
+    found = row["schemes"][bench.DEFAULT]
+    assert abs(found["mean_error"] - table.held_out.mean_error) < 1e-9
+    assert abs(found["interval"] - table.held_out.interval) < 1e-9
+    json.dumps(row, allow_nan=False)
+    assert len(bench.markdown([row]).splitlines()) == 2 + len([name for name in bench.DOCUMENTED if name in row["schemes"]])
+    assert bench.goal_markdown([row]).count("\n") == 2
+
+
+def test_goal_is_met_at_its_edges_and_missed_beyond():
+    figures = {"networks": 40, "within_2_percent": 0.85, "within_5_percent": 0.99, "within_10_percent": 1.0, "spearman": 0.99,
+               "interval_coverage": 0.92}
+    row = {"schemes": {bench.DEFAULT: figures}, "minutes": 10.0, "held_out_sessions": 5}
+    assert all(part["met"] for part in bench.goal(row).values())
+    worse = {"networks": 39, "within_2_percent": 0.84, "within_5_percent": 0.98, "within_10_percent": 0.99, "spearman": 0.98,
+             "interval_coverage": 0.99}
+    for part, value in worse.items():
+        found = bench.goal(row | {"schemes": {bench.DEFAULT: figures | {part: value}}})
+        assert [name for name in found if not found[name]["met"]] == [part]
+    assert not bench.goal(row | {"minutes": None})["minutes"]["met"]
+    assert not bench.goal(row | {"held_out_sessions": 4})["sessions"]["met"]
