@@ -1,4 +1,4 @@
-"""Times any ONNX file or artefact on a device of this machine, paired with the anchor network, over fresh sessions."""
+"""Times any ONNX file or artefact on a device, paired with the anchor network, over fresh sessions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,22 +11,22 @@ from hwnas.errors import InputError
 
 def bench_command(
     path: Annotated[Path, typer.Argument(help="ONNX file, or folder of an artefact (which is verified first).")],
-    device: Annotated[str | None, typer.Option(help="Target; see 'hwnas devices'.")] = None,
-    table: Annotated[Path | None, typer.Option(help="Take device and settings from this table and answer in its ms.")] = None,
+    device: Annotated[str | None, typer.Option(help="Target; see 'hwnas devices'. Over ssh: ssh://user@host/runtime.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Take settings and device from this table, and answer in its ms.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 1, or the table's, when left out.")] = None,
     precision: Annotated[str | None, typer.Option(help="What the runtime computes in; fp32, or the table's.")] = None,
     sessions: Annotated[int, typer.Option(help="Fresh sessions.", min=1, max=1000)] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    if (device is None) == (table is None):
-        raise InputError("Bench takes either --device D or --table T: give one of them.")
+    if device is None and table is None:
+        raise InputError("Bench takes --device D, or --table T, or both where the table's device is not here: give one of them.")
     if table is not None and (threads, precision) != (None, None):
         raise InputError("A table brings its own threads and precision: leave --threads and --precision out with --table.")
     from hwnas.latency.table import load_table
     from hwnas.pipeline.measure import load_target, read_model, target_of_table
 
     if table is not None:
-        target = target_of_table(load_table(table))
+        target = target_of_table(load_table(table), device)
     else:
         target = load_target(str(device), 1 if threads is None else threads, precision or "fp32")
     model = read_model(path)

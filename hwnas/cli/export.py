@@ -20,7 +20,8 @@ def export_command(
     random: Annotated[int | None, typer.Option(help="Seed of a random network.", min=0)] = None,
     network: Annotated[str | None, typer.Option(help="A reference network instead, random weights.")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="onnx.")] = None,
-    table: Annotated[Path | None, typer.Option(help="Predict, and measure on this machine in this table's ms.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Predict, and measure in this table's ms.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the table's device is, if not here: ssh://user@host/runtime.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Budget to be checked by measurement; exit 4 if broken.")] = None,
     sessions: Annotated[int, typer.Option(help="Fresh sessions of the measurement.", min=1)] = 5,
     calibration_images: Annotated[int, typer.Option(help="Images that recalibrate batch norm, at most.", min=1)] = 1024,
@@ -37,6 +38,9 @@ def export_command(
         raise InputError(f"The format must be one of {', '.join(FORMATS)}, but is {unknown[0]!r}.")
     if max_latency_ms is not None and table is None:
         raise InputError("A budget is checked in a table's milliseconds: give --table with --max-latency-ms.")
+    if device is not None and table is None:
+        raise InputError("A device is measured in a table's milliseconds: give --table with --device, or time the artefact with "
+                         "'hwnas bench'.")
     check_budgets(max_latency_ms)
     if max_latency_ms is not None and max_latency_ms <= 0:
         raise InputError(f"A measured latency can only be within a budget above 0 ms, but the budget is {max_latency_ms:g} ms.")
@@ -48,7 +52,7 @@ def export_command(
     from hwnas.spaces.networks import load_network
 
     loaded = load_table(table) if table else None
-    target = target_of_table(loaded) if loaded else None
+    target = target_of_table(loaded, device) if loaded else None
     batch_size = target.batch_size if target else 1
     if architecture is not None and weights is not None:
         chosen = load_architecture(architecture)

@@ -155,8 +155,7 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     blocks = plan_blocks(space, batch_size)
     deadline = time.monotonic() + plan.max_minutes * 60
     probe = replace(plan, min_sessions=1, max_sessions=1)
-    in_all = len(blocks) * plan.min_sessions + sum(
-        count * plan.sessions(role)[0] for role, count in (("fit", plan.fit_networks), ("held_out", plan.held_out_networks)))
+    in_all = sum(plan.sessions(workload.role)[0] for workload in plan_workloads(space, plan, batch_size, seed))
     # One session of every block first: it shows which ones the device refuses, before networks are drawn that have them.
     _measure(blocks, measured, refused, journal, device, probe, seed, deadline,
              None if progress is None else lambda done, total, key: progress(done, in_all, key))
