@@ -66,6 +66,7 @@ class Stream:
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd, self._write_fd = read_fd, write_fd
         self._buffer = bytearray()
+        os.set_blocking(write_fd, False)
 
     def send(self, message: Message, deadline: float = math.inf) -> None:
         """Sends a message.

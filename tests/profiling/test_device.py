@@ -1,0 +1,413 @@
+"""Agents on this machine, which crash, hang, lie, and are killed; the operating system says whether anything remains of them."""
+
+import gc
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from hwnas.errors import InputError, UnavailableError
+from hwnas.ir.blocks import ConvBlock, Head, Stem
+from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.latency.table import load_table
+from hwnas.profiling.anchor import anchor_model
+from hwnas.profiling.device import Anchor, Device, Patience, launch_here, load_converter, open_device, start_agent
+from hwnas.profiling.environment import read_processor
+from hwnas.profiling.profiler import ProfilePlan, plan_blocks, profile_space
+from hwnas.profiling.protocol import GREETING, READY
+from hwnas.profiling.timing import TimingPlan
+from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_runtime
+from tests.profiling.processes import agents, eventually, kill, processes
+from tests.runtimes.models import build_model, conv_net
+
+RUNTIME = "onnxruntime-cpu"
+ROOT = Path(__file__).parents[2]
+CONFIG = RuntimeConfig()
+TIMING = TimingPlan(sample_ms=0.05, min_pairs=3, max_pairs=3, max_seconds=0.05, warmup_pairs=1, max_warmup_seconds=0.001)
+LONG = TimingPlan(sample_ms=1, min_pairs=10**6, max_pairs=10**6, max_seconds=0.6, warmup_pairs=1, max_warmup_seconds=0.001)
+MODEL = conv_net().SerializeToString()
+BAD = conv_net(width=13).SerializeToString()  # to misbehaving runtimes
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see what remains"),
+    pytest.mark.skipif(not RUNTIMES[RUNTIME].availability().available, reason=str(RUNTIMES[RUNTIME].availability().reason)),
+]
+
+# An agent that does something else when it loads a program of SIZE bytes, for TIMES times, which it notes in SEEN.
+MISBEHAVING = f"""\
+import ctypes, os, sys, time
+from hwnas.runtimes import RUNTIMES
+kind = type(RUNTIMES["{RUNTIME}"])
+load = kind.load
+def misbehaving(self, program, config):
+    if len(program.files["model.onnx"]) == int(os.environ["SIZE"]):
+        seen = os.path.getsize(os.environ["SEEN"])
+        with open(os.environ["SEEN"], "a") as file:
+            file.write("x")
+        if seen < int(os.environ["TIMES"]):
+            %s
+    return load(self, program, config)
+kind.load = misbehaving
+from hwnas.profiling.agent import main
+sys.exit(main(sys.argv[1:]))
+"""
+SEGFAULT = "ctypes.string_at(0)"
+# The guard of another program than the agent.
+GUARDING = """\
+import sys
+import hwnas.profiling.guard as guarding
+guarding.module_command = lambda module: [sys.executable, "-c", sys.argv[1]]
+sys.exit(guarding.main(sys.argv[2:]))
+"""
+HANG = "ctypes.PyDLL(None).sleep(1000)"  # in native code, and without letting any other thread of Python run
+
+
+def guarded(program):
+    """Starts a program as an agent is started."""
+    return lambda arguments: start_agent([sys.executable, "-c", GUARDING, program, *arguments])
+
+
+def make_space():
+    return SearchSpace("small", (3, 8, 8), (
+        Fixed("stem", Stem(4)), Decision("first", {"plain": ConvBlock(4), "pointwise": ConvBlock(4, 1)}), Fixed("head", Head(4))))
+
+
+def folders(place):
+    """What hwnas has left there; onnxruntime has a file of its own wherever it is imported."""
+    return [name for name in os.listdir(place) if name.startswith("hwnas")]
+
+
+@pytest.fixture(autouse=True)
+def mark(tmp_path, monkeypatch):
+    """The folder for temporary files of everything that a test starts, which nothing may outlive."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield str(folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert eventually(lambda: not processes(str(folder))), "a process is left"
+    assert eventually(lambda: not folders(folder)), folders(folder)
+
+
+@pytest.fixture
+def device():
+    with open_device(RUNTIME, CONFIG) as opened:
+        yield opened
+
+
+@pytest.fixture
+def misbehaving(tmp_path, monkeypatch):
+    """Makes devices that do something when it loads a model, and the file that has a letter for each time."""
+    seen = tmp_path / "seen"
+    seen.touch()
+
+    def make(what, model=BAD, times=99, **patience):
+        for name, value in (("SEEN", seen), ("TIMES", times), ("SIZE", len(model))):
+            monkeypatch.setenv(name, str(value))
+        return Device(load_runtime(RUNTIME), CONFIG, guarded(MISBEHAVING % what), patience=Patience(**patience))
+
+    return make, seen
+
+
+def agent_of(device, mark):
+    """The only agent's process, which runs if need be."""
+    device.environment(1)
+    (pid,) = agents(mark)
+    return pid
+
+
+def test_a_session_and_its_environment_are_what_they_say(device):
+    environment = device.environment(2)
+    assert environment["device"] == read_processor().name and environment["runtime"] == RUNTIME and environment["batch_size"] == 2
+    assert environment["runtime_version"] == load_runtime(RUNTIME).availability().version
+    assert environment["affinity"] == str(max(os.sched_getaffinity(0)))
+    session = device.measure(MODEL, TIMING)
+    assert len(session.ratios) == 3 and all(0 < ratio < math.inf for ratio in session.ratios) and session.anchor_ms > 0
+    assert session.total_s > session.timing_s > 0
+
+
+def test_what_is_measured_is_the_model(device):
+    anchor = [ratio for _ in range(3) for ratio in device.measure(anchor_model(), TIMING).ratios]
+    large = [ratio for _ in range(3) for ratio in device.measure(conv_net(width=64, side=64).SerializeToString(), TIMING).ratios]
+    small = [ratio for _ in range(3) for ratio in device.measure(conv_net(width=2, side=4).SerializeToString(), TIMING).ratios]
+    assert 0.5 < np.median(anchor) < 2 and np.median(small) < np.median(anchor) < np.median(large)
+
+
+def test_another_anchor_is_another_yardstick():
+    with Device(load_runtime(RUNTIME), CONFIG, launch_here, anchor=Anchor(MODEL, "its hash")) as device:
+        assert device.environment(1)["anchor"] == "its hash"
+        assert 0.3 < np.median(device.measure(MODEL, TIMING).ratios) < 3
+        assert np.median(device.measure(anchor_model(), TIMING).ratios) > 3
+
+
+def test_a_device_keeps_its_agent_until_it_is_renewed(device, mark):
+    first = agent_of(device, mark)
+    device.measure(MODEL, TIMING)
+    assert agents(mark) == [first]
+    device.renew()
+    assert processes(mark) == [] and folders(mark) == []
+    assert agent_of(device, mark) != first
+
+
+def test_nothing_is_left_open(device):
+    def opened():
+        gc.collect()
+        return sorted(os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+                      if os.path.lexists(f"/proc/self/fd/{name}"))
+
+    before = opened()
+    for _ in range(2):
+        device.measure(MODEL, TIMING)
+        device.renew()
+    assert len(opened()) == len(before), (before, opened())
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    states = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in children}
+    assert "Z" not in states.values(), states
+
+
+def test_a_model_that_crashes_the_runtime_every_time_is_refused_by_the_signals_name(misbehaving, tmp_path):
+    make, seen = misbehaving
+    with make(SEGFAULT) as device:
+        with pytest.raises(InputError, match=r"^onnxruntime-cpu crashed \(SIGSEGV\) on the model, 2 times: .*\.$"):
+            device.measure(BAD, TIMING)
+        assert seen.read_text() == "xx"
+        assert device.measure(MODEL, TIMING).ratios
+
+
+def test_a_model_that_crashes_the_runtime_once_is_measured(misbehaving):
+    make, seen = misbehaving
+    with make(SEGFAULT, times=1) as device:
+        assert len(device.measure(BAD, TIMING).ratios) == 3
+    assert seen.read_text() == "xx"
+
+
+def test_a_runtime_may_print_and_read_what_it_likes(misbehaving):
+    make, seen = misbehaving
+    with make("os.write(1, b'noise\\n' * 20000), os.write(2, b'noise\\n' * 20000), os.read(0, 10)", attempts=1) as device:
+        assert len(device.measure(BAD, TIMING).ratios) == 3 and seen.read_text() == "x"
+
+
+def test_a_model_that_hangs_the_runtime_is_refused_and_its_agent_killed(misbehaving, mark):
+    make, seen = misbehaving
+    with make(HANG, session_s=1.5) as device:
+        with pytest.raises(InputError, match=r"^onnxruntime-cpu hung on the model, 2 times: "):
+            device.measure(BAD, TIMING)
+        assert seen.read_text() == "xx" and processes(mark) == []
+        assert device.measure(MODEL, TIMING).ratios
+
+
+def test_the_profiler_leaves_out_a_block_that_crashes_the_runtime(misbehaving, tmp_path):
+    make, seen = misbehaving
+    space = make_space()
+    plan = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=1, fit_sessions=1, held_out_networks=0, timing=TIMING)
+    block = next(one for one in plan_blocks(space, 1) if "kernel=1" in one.key)
+    with make(SEGFAULT, block.model()) as device:
+        profile_space(space, device, tmp_path / "table.json", plan=plan)
+    table = load_table(tmp_path / "table.json")
+    assert set(table.refused) == {block.key} and "crashed (SIGSEGV)" in table.refused[block.key]
+    assert set(table.entries) == {one.key for one in plan_blocks(space, 1)} - {block.key}
+    assert [record.choices for record in table.networks] == [{"first": "plain"}] and seen.read_text() == "xx"
+
+
+def test_an_agent_that_is_killed_in_the_middle_is_replaced(device, mark):
+    first = agent_of(device, mark)
+    killer = threading.Timer(0.2, kill, (first, signal.SIGSEGV))
+    killer.start()
+    assert device.measure(MODEL, LONG).ratios
+    killer.join()
+    assert agents(mark) and first not in agents(mark)
+
+
+def test_an_agent_whose_guard_is_killed_goes_on_and_ends_with_the_device(device, mark):
+    first = agent_of(device, mark)
+    (guard,) = set(processes(mark)) - {first}
+    kill(guard)
+    assert device.measure(MODEL, TIMING).ratios and agents(mark) == [first]
+    device.close()
+    assert eventually(lambda: not processes(mark))
+    for name in folders(mark):  # nobody was left to remove it
+        shutil.rmtree(Path(mark, name))
+
+
+def test_an_agent_that_does_not_read_does_not_hold_the_profiler(mark):
+    with Device(load_runtime(RUNTIME), CONFIG, launch_here, patience=Patience(session_s=2.0)) as device:
+        first = agent_of(device, mark)
+        kill(first, signal.SIGSTOP)
+        assert device.measure(conv_net(width=128, depth=3).SerializeToString(), TIMING).ratios  # by another
+        assert first not in processes(mark)
+
+
+@pytest.mark.parametrize("what", ["", HANG], ids=["idle", "hanging"])
+def test_an_agent_does_not_outlive_a_profiler_that_is_killed(what, tmp_path, monkeypatch, mark):
+    for name, value in (("SEEN", tmp_path / "seen"), ("TIMES", 99), ("SIZE", len(BAD))):
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "seen").touch()
+    program = textwrap.dedent(f"""
+        import sys, time
+        from tests.profiling.test_device import BAD, CONFIG, MISBEHAVING, RUNTIME, TIMING, guarded
+        from hwnas.profiling.device import Device
+        from hwnas.runtimes import load_runtime
+        with Device(load_runtime(RUNTIME), CONFIG, guarded(MISBEHAVING % {what or "pass"!r})) as device:
+            device.measure(BAD, TIMING)
+            time.sleep(100)
+        """)
+    profiler = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    try:
+        assert eventually(lambda: (tmp_path / "seen").read_text() and agents(mark), 60)
+        time.sleep(0.3)
+        assert len(folders(mark)) == 1
+    finally:
+        profiler.kill()
+        profiler.wait()
+
+
+def test_ctrl_c_ends_what_is_measured_and_nothing_else(mark):
+    program = textwrap.dedent("""
+        from tests.profiling.test_device import CONFIG, LONG, MODEL, RUNTIME, TIMING
+        from hwnas.profiling.device import open_device
+        with open_device(RUNTIME, CONFIG) as device:
+            device.environment(1)
+            print("measuring", flush=True)
+            try:
+                device.measure(MODEL, LONG)
+            except KeyboardInterrupt:
+                print("interrupted", len(device.measure(MODEL, TIMING).ratios))
+        """)
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                          start_new_session=True) as profiler:
+        assert profiler.stdout.readline() == "measuring\n"
+        time.sleep(0.3)
+        os.killpg(profiler.pid, signal.SIGINT)
+        assert profiler.stdout.read() == "interrupted 3\n"
+    assert profiler.returncode == 0
+
+
+def test_a_model_that_fails_when_it_runs_is_refused_and_the_agent_goes_on(device, mark):
+    first = agent_of(device, mark)
+    weights = [numpy_helper.from_array(np.zeros((2, 3), np.float32), "table"), numpy_helper.from_array(np.array([700]), "far")]
+    nodes = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64), helper.make_node("Add", ["i", "far"], ["where"]),
+             helper.make_node("Gather", ["table", "where"], ["y"])]
+    with pytest.raises(InputError, match=r"^onnxruntime-cpu cannot run the model .*: check it"):
+        device.measure(build_model(nodes, {"x": [1]}, {"y": [1, 3]}, weights).SerializeToString(), TIMING)
+    with pytest.raises(InputError, match="cannot compile the model"):
+        device.measure(build_model([helper.make_node("Nonsense", ["x"], ["y"])], {"x": [1]}, {"y": [1]}, []).SerializeToString(),
+                       TIMING)
+    assert device.measure(MODEL, TIMING).ratios and agents(mark) == [first]
+
+
+def test_what_is_wrong_from_the_start_is_told_at_once():
+    with open_device(RUNTIME, RuntimeConfig(precision="fp8")) as device, pytest.raises(InputError, match="'fp8'"):
+        device.environment(1)
+    with open_device(RUNTIME, CONFIG, cpus=[4095]) as device, pytest.raises(InputError, match=r"\[4095\].*--cpus\.$"):
+        device.environment(1)
+    for opener in (open_device, lambda name, config: load_converter(name)):
+        with pytest.raises(InputError, match="There is no runtime 'abacus'"):
+            opener("abacus", CONFIG)
+    with pytest.raises(UnavailableError, match="no-such-program is needed but does not start"):
+        start_agent(["no-such-program"])
+
+
+def test_processors_can_be_chosen():
+    cpu = min(os.sched_getaffinity(0))
+    with open_device(RUNTIME, CONFIG, cpus=[cpu]) as device:
+        assert device.environment(1)["affinity"] == str(cpu)
+
+
+@pytest.mark.parametrize("program, words", [
+    ("import sys; print('what a pity', file=sys.stderr); sys.exit(3)", "ended with status 3: what a pity"),
+    ("import os; os.abort()", "crashed (SIGABRT)"),
+    ("pass", "failed (the connection ended)"),
+    ("print('hello\\n' * 5000, flush=True)", "the agent's greeting did not come"),
+    ("import time; time.sleep(100)", "hung"),
+    (f"print('noise\\n{GREETING}{READY}\\nnoise', flush=True); input()", "what came is no message"),
+], ids=["status", "signal", "nothing", "noise", "silence", "nonsense"])
+def test_an_agent_that_does_not_start_is_no_models_fault(program, words):
+    launched = []
+
+    def launch(arguments):
+        launched.append(arguments)
+        return guarded(program)(arguments)
+
+    patience = Patience(start_s=0.5 if words == "hung" else 60)
+    with Device(load_runtime(RUNTIME), CONFIG, launch, patience=patience) as device:
+        for ask in (lambda: device.environment(1), lambda: device.measure(MODEL, TIMING)):
+            with pytest.raises(UnavailableError, match=r"^onnxruntime-cpu cannot be reached \(.*\): .*\.$") as error:
+                ask()
+            assert words in str(error.value)
+    assert launched == [[RUNTIME, "1", "fp32"]] * 2  # it was never there, so that nobody waits for it to come back
+
+
+GOOD = {"session": {"ratios": [1.0], "anchor_ms": 1.0, "timing_s": 1.0}, "files": {}}
+LIES = ["", "no JSON", "[]", "null", "{}", '{"files": {}}', '{"files": {"a": -1}}', '{"files": {"a": 10000000000000}}',
+        *(json.dumps(GOOD | change) for change in (
+            {"error": "a text"}, {"error": {}}, {"error": {"kind": "SystemExit", "message": "?"}},
+            {"error": {"kind": [], "message": ""}}, {"session": 7}, {"session": []}, {"session": {"ratios": [1.0]}},
+            *({"session": GOOD["session"] | {"ratios": ratios}}
+              for ratios in ([], [0], [-1], [math.nan], [math.inf], ["x"], [10**400], 7)),
+            *({"session": GOOD["session"] | {"anchor_ms": value}} for value in (0, math.nan, None))))]
+
+
+def test_an_agent_that_lies_is_a_crash_at_worst(tmp_path):
+    """Each agent answers its first messages properly, then takes the next lie."""
+    lies = tmp_path / "lies"
+    program = textwrap.dedent(f"""
+        import json, sys
+        def message():
+            for size in json.loads(sys.stdin.buffer.readline())["files"].values():
+                sys.stdin.buffer.read(size)
+        print("{GREETING}{READY}", '{{"files": {{}}}}', sep="\\n", flush=True)
+        message()
+        print('{{"files": {{}}}}', flush=True)
+        message()
+        print(open({str(lies)!r}).read(), flush=True)
+        sys.stdin.buffer.read()
+        """)
+
+    def launch(arguments):
+        return start_agent([sys.executable, "-S", "-c", program])  # its guard would only take time
+
+    for lie in LIES:
+        lies.write_text(lie)
+        with (Device(load_runtime(RUNTIME), CONFIG, launch, patience=Patience(attempts=1)) as device,
+              pytest.raises(InputError, match=r"^onnxruntime-cpu failed .* on the model, 1 times: ")):
+            device.measure(MODEL, TIMING)
+    lies.write_text(json.dumps(GOOD))
+    with Device(load_runtime(RUNTIME), CONFIG, launch) as device:
+        assert device.measure(MODEL, TIMING).ratios == (1.0,)
+
+
+def test_a_device_that_is_another_one_after_a_restart_is_refused():
+    threads = itertools.chain([1, 1], itertools.repeat(2))
+
+    def launch(arguments):
+        return launch_here([arguments[0], str(next(threads)), *arguments[2:]])
+
+    with Device(load_runtime(RUNTIME), CONFIG, launch) as device:
+        device.environment(1)
+        device.renew()
+        assert device.measure(MODEL, TIMING).ratios
+        device.renew()
+        with pytest.raises(UnavailableError, match=r"must stay the same .* threads was 1 and is 2"):
+            device.measure(MODEL, TIMING)
+
+
+def test_an_agent_is_found_where_the_profiler_is_and_not_in_the_current_folder(tmp_path, monkeypatch):
+    for name in ("hwnas", "numpy", "json", "onnxruntime"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    with open_device(RUNTIME, CONFIG) as device:
+        assert device.measure(MODEL, TIMING).ratios
