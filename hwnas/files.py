@@ -55,8 +55,8 @@ def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(lock)
     except BlockingIOError:
-        raise InputError(f"The {what} {path} is in the hands of one process at a time, but process "
-                         f"{lock.read_text() or 'another'} is at work on it: wait for it, or choose another file.") from None
+        raise InputError(f"The {what} {path} is in the hands of one process at a time, but process {_owner(lock)} is at work on "
+                         "it: wait for it, or choose another file.") from None
     except OSError as error:
         raise InputError(f"The folder of the {what} {path} must be writable, but is not ({error.strerror}): choose "
                          "another --output.") from None
@@ -66,6 +66,13 @@ def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)  # before it is released: who waits for this file finds out that it is gone
         os.close(descriptor)
+
+
+def _owner(lock: Path) -> str:
+    try:
+        return lock.read_text() or "another"
+    except OSError:  # it has just finished
+        return "another"
 
 
 def _open_locked(lock: Path) -> int:

@@ -82,5 +82,6 @@ def test_latency_figures_are_those_of_the_benchmark():
     spec.loader.exec_module(tool)
     rows = json.loads((ROOT / "docs" / "latency-prediction.json").read_text())["rows"]
     page = (ROOT / "docs" / "latency.md").read_text()
-    told = page.split("<!-- figures: begin -->")[1].split("<!-- figures: end -->")[0]
-    assert told.strip() == tool.markdown(rows), "run tools/bench_latency_prediction.py with --output, and copy what it prints"
+    for what, expected in (("figures", tool.markdown(rows)), ("schemes", tool.schemes_markdown(rows))):
+        told = page.split(f"<!-- {what}: begin -->")[1].split(f"<!-- {what}: end -->")[0]
+        assert told.strip() == expected, "run tools/bench_latency_prediction.py with --output, and copy what it prints"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hwnas.errors import InputError
-from hwnas.files import read_json, sha256_file, write_atomic, write_json
+from hwnas.files import locked, read_json, sha256_file, write_atomic, write_json
 
 OLD, NEW = b"old " * 1000, b"new " * 100_000
 
@@ -124,3 +124,51 @@ def test_broken_json_is_refused_with_its_name(tmp_path: Path, content: bytes, wo
 def test_hashes_are_those_of_sha256sum(tmp_path: Path) -> None:
     path = write_atomic(tmp_path / "abc", "abc")
     assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+HOLD = """
+import sys, time
+from hwnas.files import locked
+with locked(sys.argv[1], "table"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_keeps_others_out_until_its_owner_ends_or_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "table.json"
+    for kill in (False, True):
+        owner = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert owner.stdin and owner.stdout and owner.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=f"process {owner.pid} is at work"), locked(path, "table"):
+            pass
+        if kill:
+            owner.kill()
+        owner.communicate()
+        with locked(path, "table"):
+            pass
+    assert not list(path.parent.iterdir())
+
+
+def test_a_lock_is_one_processes_whoever_comes_first(tmp_path: Path) -> None:
+    """Eight processes add one to a number, each ten times, whenever they have the lock: none is lost."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    program = """
+import sys, time
+from hwnas.errors import InputError
+from hwnas.files import locked
+done = 0
+while done < 10:
+    try:
+        with locked(sys.argv[1], "counter"):
+            number = int(open(sys.argv[1]).read())
+            time.sleep(0.0005)
+            open(sys.argv[1], "w").write(str(number + 1))
+            done += 1
+    except InputError:
+        time.sleep(0.001)
+"""
+    children = [subprocess.Popen([sys.executable, "-c", program, counter]) for _ in range(8)]
+    assert [child.wait(60) for child in children] == [0] * 8
+    assert counter.read_text() == "80" and list(tmp_path.iterdir()) == [counter]

@@ -22,7 +22,7 @@ from hwnas.profiling.guard import module_command
 from hwnas.profiling.protocol import GREETING, READY, EndError, Message, ProtocolError, SilenceError, Stream, program_message
 from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
-from hwnas.runtimes import RUNTIMES, load_runtime
+from hwnas.runtimes import load_runtime
 from hwnas.runtimes.base import Runtime, RuntimeConfig, with_converter
 
 _LOGIN_LINES = 1000  # of a login script, before the agent's greeting
@@ -320,21 +320,6 @@ def open_device(device: str, config: RuntimeConfig, cpus: Sequence[int] = ()) ->
 
         return open_ssh_device(device, config, cpus)
     return Device(load_runtime(device), config, launch_here, cpus=cpus)
-
-
-def load_converter(name: str) -> Runtime:
-    """A runtime whose models can be made ready here, wherever they run.
-
-    Raises:
-        InputError: No runtime has that name.
-        UnavailableError: Its converter is missing.
-    """
-    if name not in RUNTIMES:
-        raise InputError(f"There is no runtime {name!r}: choose one of {', '.join(sorted(RUNTIMES))}.")
-    found = RUNTIMES[name].can_prepare()
-    if not found.available:
-        raise UnavailableError(f"Models for {name} cannot be made ready here: {found.reason}.")
-    return RUNTIMES[name]
 
 
 def launch_here(arguments: Sequence[str]) -> Link:

@@ -30,20 +30,20 @@ from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import LatencyTable
 from hwnas.profiling.agent import SHIPPED as AGENT_FILES
 from hwnas.profiling.anchor import ANCHOR_NAME, anchor_model, anchor_sha256
-from hwnas.profiling.device import load_converter
 from hwnas.profiling.environment import CHECKED_KEYS, compare_environments
 from hwnas.profiling.kit_runner import KIT_FILE, PROGRAMS_FOLDER, RESULTS_FILE, SCHEMA, Kit, PackedModel, load_kit, pack_program
 from hwnas.profiling.profiler import (
     JOURNAL_SCHEMA,
     ProfilePlan,
     Workload,
-    _assemble,
+    assemble_table,
     default_table_path,
     plan_blocks,
     plan_networks,
 )
 from hwnas.profiling.rounds import Measured, Progress, discard, open_journal
 from hwnas.profiling.timing import TimingPlan
+from hwnas.runtimes import load_converter
 from hwnas.runtimes.base import Runtime, RuntimeConfig
 
 RUN_FILE, README_FILE, PACKAGE_FILE = "run.py", "README.md", "hwnas.zip"
@@ -160,7 +160,7 @@ def collect_kit(folder: str | os.PathLike[str], output: str | os.PathLike[str] |
                 if one.role != "entry"]
     workloads = [*plan_blocks(space, kit.batch_size), *networks]
     plan = ProfilePlan(**{**kit.plan, "timing": TimingPlan(**kit.plan["timing"])})
-    table = _assemble(space, environment, plan, workloads, measured, refused, [])
+    table = assemble_table(space, environment, plan, workloads, measured, refused)
     target = Path(output) if output is not None else default_table_path(environment, space)
     with locked(target, "latency table"):
         if target.exists():

@@ -164,7 +164,7 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     workloads = [*blocks, *plan_networks(space, plan, batch_size, seed, refused)]
     if time.monotonic() <= deadline:
         _measure(workloads, measured, refused, journal, device, plan, seed, deadline, progress)
-    table = _assemble(space, environment, plan, workloads, measured, refused, exported)
+    table = assemble_table(space, environment, plan, workloads, measured, refused, exported)
     table.save(path)
     if table.effort is not None and table.effort.complete:
         journal.unlink(missing_ok=True)
@@ -294,8 +294,22 @@ class _NetworkModel:
         return to_onnx(self.space.network(self.architecture), batch_size=self.batch_size).SerializeToString()
 
 
-def _assemble(space: Space, environment: dict[str, Any], plan: ProfilePlan, workloads: list[Workload], measured: Measured,
-              refused: Mapping[str, str], exported: list[NetworkRecord]) -> LatencyTable:
+def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan, workloads: Sequence[Workload],
+                   measured: Measured, refused: Mapping[str, str], exported: Sequence[NetworkRecord] = ()) -> LatencyTable:
+    """The table of what a journal holds.
+
+    Args:
+        space: The space.
+        environment: Of the measurement.
+        plan: What was to be measured.
+        workloads: Blocks and networks, in the table's order.
+        measured: Sessions by key.
+        refused: Why the device does not run a model, by key.
+        exported: Measured networks that the journal knows nothing of.
+
+    Raises:
+        InputError: There is no session at all.
+    """
     least = {workload.key: plan.sessions(workload.role)[0] for workload in workloads}
     found = without_disturbed(measured, plan, lambda key: least.get(key, 1))
     entries, networks = {}, list(exported)

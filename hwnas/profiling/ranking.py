@@ -28,9 +28,8 @@ from hwnas.profiling.rounds import (
     measure_rounds,
     measurement_folder,
     open_journal,
-    read_session,
 )
-from hwnas.profiling.session import SessionSamples
+from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
 from hwnas.spaces.reference import ReferenceNetwork
 

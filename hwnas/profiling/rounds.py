@@ -6,7 +6,6 @@ the session under way, and the same call goes on from there.
 """
 
 import json
-import math
 import os
 import random
 import re
@@ -22,12 +21,15 @@ from hwnas.files import write_atomic
 from hwnas.latency.sessions import combine_sessions
 from hwnas.profiling.device import Device
 from hwnas.profiling.environment import require_same_environment
-from hwnas.profiling.session import SessionSamples
+from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
 
 Progress = Callable[[int, int, str], None]
 Measured = dict[str, list[SessionSamples]]
 
+# A process has a ratio of its own, too, which all its sessions share (where its memory lies): many processes average it away,
+# and to start one takes as long as a session or two.
+_SESSIONS_PER_PROCESS = 16
 _MAX_DISTURBED = 3  # sessions of one model that do not count; then they do after all
 
 
@@ -86,7 +88,7 @@ def measurement_folder(environment: Mapping[str, Any]) -> Path:
 def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured, journal: Path, device: Device,
                    plan: RoundsPlan, *, sessions: Mapping[str, tuple[int, int]] | None = None, seed: int = 0,
                    progress: Progress | None = None, refused: dict[str, str] | None = None) -> None:
-    """Measures until everything has its sessions or the time is over; every round in a fresh process.
+    """Measures until everything has its sessions or the time is over, a few sessions in each process.
 
     Args:
         models: What makes the ONNX bytes, by key.
@@ -114,10 +116,11 @@ def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured
             random.Random(f"{seed}/{round_index}").shuffle(due)
             later = sum(max(0, bounds[key][0] - round_index - 1) for key in models if key not in refusals)
             done_before = sum(len(measured.get(key, ())) for key in models)
-            device.renew()
             for index, key in enumerate(due):
                 if time.monotonic() > deadline:
                     return
+                if index % _SESSIONS_PER_PROCESS == 0:
+                    device.renew()
                 try:
                     session = device.measure(models[key](), plan.timing)
                 except InputError as error:
@@ -174,19 +177,6 @@ def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, l
     if length < len(content):
         os.truncate(path, length)  # the line that was being written when the last call was killed
     return found
-
-
-def read_session(row: Mapping[str, Any]) -> SessionSamples:
-    """A session from its JSON form.
-
-    Raises:
-        KeyError, TypeError, ValueError: It is malformed.
-    """
-    session = SessionSamples(tuple(map(float, row["ratios"])), float(row["anchor_ms"]),
-                             *(float(row.get(key, 0)) for key in ("timing_s", "total_s")))
-    if not session.ratios or not all(0 < value < math.inf for value in (*session.ratios, session.anchor_ms)):
-        raise ValueError("a session has no samples, or one that is not a positive number")
-    return session
 
 
 def discard(path: Path, schema: str, what: str) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 import hwnas
 from hwnas.errors import InputError
 from hwnas.profiling.agent import SHIPPED
-from hwnas.profiling.device import Device, Link, Patience, load_converter, start_agent
+from hwnas.profiling.device import Device, Link, Patience, start_agent
 from hwnas.profiling.guard import PREFIX
 from hwnas.profiling.protocol import GREETING
+from hwnas.runtimes import load_converter
 from hwnas.runtimes.base import RuntimeConfig
 
 OPTIONS_VARIABLE = "HWNAS_SSH_OPTIONS"

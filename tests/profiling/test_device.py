@@ -24,12 +24,12 @@ from hwnas.ir.blocks import ConvBlock, Head, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.latency.table import load_table
 from hwnas.profiling.anchor import anchor_model
-from hwnas.profiling.device import Anchor, Device, Patience, launch_here, load_converter, open_device, start_agent
+from hwnas.profiling.device import Anchor, Device, Patience, launch_here, open_device, start_agent
 from hwnas.profiling.environment import read_processor
 from hwnas.profiling.profiler import ProfilePlan, plan_blocks, profile_space
 from hwnas.profiling.protocol import GREETING, READY
 from hwnas.profiling.timing import TimingPlan
-from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_runtime
+from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_converter, load_runtime
 from tests.profiling.processes import agents, eventually, kill, processes
 from tests.runtimes.models import build_model, conv_net
 

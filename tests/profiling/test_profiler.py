@@ -22,6 +22,7 @@ from hwnas.ir.costs import MacsCost
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import NetworkRecord, load_table
+from hwnas.profiling.anchor import anchor_model
 from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import (
     ProfilePlan,
@@ -609,3 +610,87 @@ def test_restart_deletes_nothing_but_a_table(tmp_path):
     with pytest.raises(InputError, match="something else"):
         profile(notes, restart=True)
     assert notes.read_text() == "not a table"
+
+
+# What else may happen
+
+
+def test_one_profiler_at_a_time(tmp_path):
+    """The second says who is at work; the first does not notice."""
+    path = tmp_path / "table.json"
+    seen = []
+
+    def intrude(done, total, key):
+        if not seen:
+            with pytest.raises(InputError, match=f"process {os.getpid()} is at work") as caught:
+                profile(path)
+            seen.append(caught.value.exit_code)
+
+    with open_device("onnxruntime-cpu", CONFIG) as device:
+        profile_space(SPACE, device, path, plan=PLAN, progress=intrude)
+    assert seen == [2] and os.listdir(tmp_path) == ["table.json"]
+    assert profile(path)[1] == []  # and is free again
+
+
+def test_a_profiler_that_was_killed_leaves_no_lock(tmp_path):
+    path = tmp_path / "table.json"
+    (tmp_path / "table.json.lock").write_text("4194305")  # a process that is no more
+    _, told = profile(path)
+    assert len(told) == BLOCKS + NETWORKS and os.listdir(tmp_path) == ["table.json"]
+
+
+def test_a_disk_that_fills_up_costs_the_session_under_way(tmp_path):
+    """The journal may grow by no more than a few lines; then there is room again."""
+    path = tmp_path / "table.json"
+    size = len(start_journal(path).read_bytes())
+    program = textwrap.dedent(f"""
+        import resource, signal, sys
+        from pathlib import Path
+        from hwnas.errors import InputError
+        from tests.profiling.test_profiler import profile
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 600}, resource.RLIM_INFINITY))
+        try:
+            profile(Path({str(path)!r}))
+        except InputError as error:
+            sys.exit(str(error))
+    """)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "journal" in done.stderr and "make room" in done.stderr, done.stderr
+    kept = sessions_of(journal_of(path))
+    assert 0 < len(kept) < BLOCKS + NETWORKS and not path.exists()
+    table, told = profile(path)
+    assert len(told) == BLOCKS + NETWORKS - len(kept) and table.effort.complete
+    assert all(tuple(sessions) == table.entries[key].sessions for key, sessions in kept.items() if key in table.entries)
+
+
+def test_a_session_of_a_machine_that_was_another_does_not_count(tmp_path):
+    """A block whose first session saw an anchor ten times as slow as all others is measured again, up to a bound."""
+    path = tmp_path / "table.json"
+    plan = replace(PLAN, max_anchor_change=5.0)
+    journal = start_journal(path, plan)
+    keys = [workload.key for workload in plan_workloads(SPACE, plan, 1, 0)]
+    with open_device("onnxruntime-cpu", CONFIG) as device:
+        usual_ms = device.measure(anchor_model(), TIMING).anchor_ms
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, [1.0], usual_ms * (100 if key == keys[2] else 1)) for key in keys)
+    table, told = profile(path, plan=plan)
+    assert set(told.keys) == {keys[2]} and 1 <= len(told) <= 3
+    again = table.entries[keys[2]].sessions
+    assert (1.0,) not in again and all(len(session) == 3 for session in again)
+    assert table.effort.complete and len(table.anchor.sessions_ms) == len(keys) + len(told)
+
+
+def test_effort_is_what_was_spent(finished, tmp_path):
+    _, table, _ = finished
+    effort = table.effort
+    assert effort.sessions == effort.planned_sessions == BLOCKS + NETWORKS and effort.complete
+    assert 0 < effort.timing_minutes < effort.minutes < 5
+    path = tmp_path / "table.json"
+    start_journal(path)
+    keys = [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)]
+    with open(journal_of(path), "a") as file:
+        file.writelines(session_line(key, [1.0]) for key in keys[:BLOCKS + 1])
+    table, _ = profile(path, plan=replace(PLAN, max_minutes=0))
+    assert not table.effort.complete
+    assert (table.effort.sessions, table.effort.planned_sessions) == (BLOCKS + 1, BLOCKS + NETWORKS)
