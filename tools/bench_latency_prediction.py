@@ -44,8 +44,8 @@ sys.path.append(str(Path(__file__).parent))  # tools are scripts; tests load thi
 from schemes import HOST_SCHEMES, SCHEMES, Floats, Networks, Rows, Scheme, host_costs, host_networks, read_networks
 
 DEFAULT = "corrected"
-DOCUMENTED = ("line", "corrected", "boundaries", "corrected + boundaries", "structured", "structured, sessions weighed",
-              "hosts, line", "hosts, corrected")
+DOCUMENTED = ("sum", "line", "corrected", "boundaries", "corrected + boundaries", "structured", "structured, sessions weighed",
+              "networks only", "hosts, sum", "hosts, line", "hosts, corrected")
 LEARNING = (16, 24, 32, 48, 64, 96)
 HOSTS_SCHEMA = "hwnas.host-journal/1"
 
@@ -217,37 +217,32 @@ def goal(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The figures as docs/latency.md shows them."""
-    noisy = any("noise" in row for row in rows)
-    columns = ("runtime", "space", "scheme", "mean error", "largest", "within 2 %", "within 5 %", "Spearman", "interval",
-               "coverage", *["scatter's share"] * noisy, "minutes")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    """The figures of the default scheme, one line for every table, as docs/latency.md shows them."""
+    columns = ("runtime", "space", "goal", "mean error", "largest", "within 2 %", "within 5 %", "Spearman", "interval",
+               "coverage", "minutes")
+    lines = []
     for row in rows:
-        for scheme in (name for name in DOCUMENTED if name in row["schemes"]):
-            found = row["schemes"][scheme]
-            share = [f"{100 * row['noise']['error_share']:.0f} %" if scheme == DEFAULT and "noise" in row else ""]
-            minutes = row["minutes"]
-            if scheme.startswith("hosts") and minutes is not None:
-                minutes += row["hosts"]["minutes"]
-            cells = (row["runtime"], row["space"], scheme, f"{100 * found['mean_error']:.1f} %",
-                     f"{100 * found['max_error']:.1f} %", f"{100 * found['within_2_percent']:.0f} %",
-                     f"{100 * found['within_5_percent']:.0f} %", f"{found['spearman']:.3f}", f"± {100 * found['interval']:.1f} %",
-                     f"{100 * found['interval_coverage']:.0f} %", *share * noisy,
-                     "unknown" if minutes is None else f"{minutes:.1f}")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        found = row["schemes"][DEFAULT]
+        missed = [GOAL[part][0] for part, part_found in row["goal"].items() if not part_found["met"]]
+        lines.append((row["runtime"], row["space"], "met" if not missed else f"missed: {', '.join(missed)}",
+                      f"{100 * found['mean_error']:.1f} %", f"{100 * found['max_error']:.1f} %",
+                      f"{100 * found['within_2_percent']:.0f} %", f"{100 * found['within_5_percent']:.0f} %",
+                      f"{found['spearman']:.3f}", f"± {100 * found['interval']:.1f} %",
+                      f"{100 * found['interval_coverage']:.0f} %",
+                      "unknown" if row["minutes"] is None else f"{row['minutes']:.1f}"))
+    return markdown_table(columns, lines)
 
 
-def goal_markdown(rows: list[dict[str, Any]]) -> str:
-    """One line for every table: whether the default scheme reaches the goal, and its figures."""
-    columns = ("runtime", "space", "goal", *(name for name, _, _ in GOAL.values()))
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for row in rows:
-        missed = [part for part, found in row["goal"].items() if not found["met"]]
-        verdict = "met" if not missed else f"missed: {', '.join(GOAL[part][0] for part in missed)}"
-        cells = (row["runtime"], row["space"], verdict, *(say_figure(part, row["goal"][part]["figure"]) for part in GOAL))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def schemes_markdown(rows: list[dict[str, Any]]) -> str:
+    """The mean error of every scheme, averaged over other divisions into fitted and judging networks too."""
+    schemes = [name for name in DOCUMENTED if any(name in row["schemes"] for row in rows)]
+    return markdown_table(("runtime", "space", *schemes), [(row["runtime"], row["space"], *(
+        f"{100 * row['schemes'][name]['resplit_mean_error']:.2f} %" if name in row["schemes"] else "" for name in schemes))
+        for row in rows])
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines))
 
 
 def say_figure(part: str, figure: float | None) -> str:
@@ -348,9 +343,7 @@ def main() -> None:
         show(console, row, arguments.goal)
     if arguments.output:
         write_json(arguments.output, {"schema": "hwnas.latency-prediction/1", "rows": rows})
-        print(markdown(rows))
-    if arguments.goal:
-        print(goal_markdown(rows))
+        print(markdown(rows), schemes_markdown(rows), sep="\n\n")
 
 
 if __name__ == "__main__":
