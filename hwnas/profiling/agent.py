@@ -81,8 +81,8 @@ def refusal(error: Exception) -> dict[str, Any]:
 def pin(count: int, cpus: list[int] | None = None) -> None:
     """Confines this process, and all threads that it will have, to as many processors as a call has threads.
 
-    A thread that the scheduler moves leaves its caches behind, which is most of the scatter of a call of a millisecond. The
-    last ones are taken: the first often serves interrupts, and on phones the last are the fast ones.
+    A thread that the scheduler moves leaves its caches behind. The last ones are taken: the first often serves interrupts, and
+    on phones the last are the fast ones.
 
     Args:
         count: Threads of an inference.

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -76,7 +75,8 @@ def _kill_when_abandoned(agent: "subprocess.Popen[bytes]") -> None:
     hangup = select.poll()
     hangup.register(0, getattr(select, "POLLRDHUP", 0))  # besides the end of a pipe, that of a socket
     hangup.poll()
-    time.sleep(_GRACE_S)
+    with suppress(subprocess.TimeoutExpired):
+        agent.wait(_GRACE_S)
     _kill(agent)
 
 

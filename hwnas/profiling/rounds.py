@@ -27,8 +27,8 @@ from hwnas.profiling.timing import TimingPlan
 Progress = Callable[[int, int, str], None]
 Measured = dict[str, list[SessionSamples]]
 
-# A process has a ratio of its own, too, which all its sessions share (where its memory lies): many processes average it away,
-# and to start one takes as long as a session or two.
+# A process may have a ratio of its own, too, which all its sessions would share (where its memory lies): many processes average
+# it away.
 _SESSIONS_PER_PROCESS = 16
 _MAX_DISTURBED = 3  # sessions of one model that do not count; then they do after all
 
