@@ -328,8 +328,8 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
         raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")
     anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=tuple(session.anchor_ms for session in every))
     missing = sum(max(0, count - len(measured.get(key, ()))) for key, count in least.items() if key not in refused)
-    effort = EffortRecord(minutes=round(sum(session.total_s for session in every) / 60, 3), sessions=len(every),
-                          timing_minutes=round(sum(session.timing_s for session in every) / 60, 3),
+    effort = EffortRecord(minutes=round(sum(session.total_s for session in every) / 60, 6), sessions=len(every),
+                          timing_minutes=round(sum(session.timing_s for session in every) / 60, 6),
                           planned_sessions=len(every) + missing)
     blocks = {workload.key for workload in workloads if workload.role == "entry"}
     table = LatencyTable(space, environment, anchor, entries, (), effort=effort,
