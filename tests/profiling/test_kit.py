@@ -288,7 +288,7 @@ def test_the_table_is_made_of_what_was_recorded(finished, tmp_path):
     assert table.environment == header["environment"] and table.environment["runtime"] == RUNTIME
     assert table.calibration.networks == 2 and table.held_out.networks == 1 and not table.refused
     assert (table.effort.sessions, table.effort.planned_sessions, table.effort.complete) == (SESSIONS, SESSIONS, True)
-    assert table.effort.minutes == round(sum(row["total_s"] for row in rows) / 60, 3)
+    assert table.effort.minutes == round(sum(row["total_s"] for row in rows) / 60, 6)
     assert (collected.missing_sessions, collected.left_out, collected.path) == (0, 0, tmp_path / "table.json")
     assert all(table.predict(one).latency_ms > 0 for one in Trellis(SPACE).sample(4, seed=0))
     assert "8/8 sessions (100 %)" in told and "Everything is measured: bring back results.jsonl." in told
