@@ -1,6 +1,7 @@
 """The supernet: training it, scoring its networks, and taking them out. Needs torch."""
 
 from hwnas.supernet.batchnorm import recalibrate_batch_norm
+from hwnas.supernet.build import build_supernet
 from hwnas.supernet.config import LoopConfig, TrainConfig
 from hwnas.supernet.evaluate import SupernetEvaluator, evaluate_module, inherited_weights
 from hwnas.supernet.retrain import load_network_weights, train_network
@@ -14,6 +15,7 @@ __all__ = [
     "SupernetEvaluator",
     "TrainConfig",
     "TrainResult",
+    "build_supernet",
     "evaluate_module",
     "extract",
     "extract_weights",

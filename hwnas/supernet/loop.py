@@ -31,6 +31,29 @@ ProgressCallback = Callable[[int, int, float, float], None]
 """Called after every step with: steps done, steps in all, the step's loss, images per second of late."""
 
 
+Batch = tuple[Tensor, Tensor]
+"""Normalised and augmented images, (N, C, H, W), and their labels, (N,)."""
+
+
+@dataclass(frozen=True)
+class OuterUpdate:
+    """The upper half of bi-level training: what moves the architecture parameters, before a step moves the weights.
+
+    Attributes:
+        optimizer: Of the parameters that the weights' optimiser leaves alone; they are parameters of the task's model.
+        update: From step, a batch for the weights, one for the architecture and the weights' optimiser (its learning rate
+            set for this step) to figures to log. Computes gradients and moves the parameters itself; leaves no gradient on
+            the weights.
+        share: Of the training images, the last ones, kept for the architecture.
+        first_epoch: The epoch, counted from 0, in which updates begin.
+    """
+
+    optimizer: torch.optim.Optimizer
+    update: Callable[[int, Batch, Batch, torch.optim.SGD], dict[str, float]]
+    share: float = 0.5
+    first_epoch: int = 0
+
+
 @dataclass(frozen=True)
 class Task:
     """What the loop trains.
@@ -40,11 +63,13 @@ class Task:
         backward: From step, images (N, C, H, W) and labels (N,) to the step's loss, without gradient; adds the loss's
             gradients to the parameters that took part, and leaves the others' gradients None.
         describe: What a step computes, for errors.
+        outer: What else moves, before every step.
     """
 
     model: nn.Module
     backward: Callable[[int, Tensor, Tensor], Tensor]
     describe: Callable[[int], str]
+    outer: OuterUpdate | None = None
 
 
 @dataclass

@@ -18,6 +18,7 @@ from hwnas.errors import InputError
 from hwnas.ir.documents import space_from_dict
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.steps import Space
+from hwnas.supernet.build import build_supernet
 from hwnas.supernet.checkpoint import load_state
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.evaluate import check_dataset
@@ -54,7 +55,7 @@ def train_supernet(space: Space, dataset: Dataset, output_dir: str | os.PathLike
     """
     check_dataset(dataset, space.input_shape, _classes(space))
     paths = METHODS[config.method](space, config.seed)
-    supernet = Supernet(space, config.seed)
+    supernet = build_supernet(space, config.seed)
     identity = {"space_hash": space.hash, "data": data_identity(dataset), "config": config.identity()}
     header = {"space": space.to_dict(), "data_source": None if data_source is None else dict(data_source)}
     run = Run(Path(output_dir), _KIND, identity, header)
@@ -102,7 +103,7 @@ def load_supernet(directory: str | os.PathLike[str], space: Space | None = None)
     if space is not None and space.hash != stored.hash:
         raise InputError(f"A supernet is used with the space it was trained for, {stored.name!r} ({stored.hash[:12]}), but the "
                          f"space given is {space.name!r} ({space.hash[:12]}): use that space or train one for this.")
-    supernet = Supernet(space or stored).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    supernet = build_supernet(space or stored).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     load_state(supernet, tensors, folder)
     return supernet.eval(), document
 

@@ -159,10 +159,10 @@ def test_every_precision_is_another_block() -> None:
 def test_a_supernet_trains_and_its_networks_compute_the_same() -> None:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
-    from hwnas.supernet.supernet import Supernet, extract
+    from hwnas.supernet import build_supernet, extract
 
     space = with_precisions(SPACE, ("int8", "fp16", "fp32"))
-    supernet = Supernet(space)
+    supernet = build_supernet(space)
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(supernet.parameters(), 0.05)
     for path in Trellis(space).sample(6, seed=0):

@@ -10,13 +10,20 @@ from torch import nn
 from hwnas.data.dataset import Split
 from hwnas.errors import InputError, VerificationError
 from hwnas.lower.torch import to_torch
-from hwnas.supernet import Supernet, SupernetEvaluator, evaluate_module, extract, inherited_weights, recalibrate_batch_norm
+from hwnas.supernet import (
+    SupernetEvaluator,
+    build_supernet,
+    evaluate_module,
+    extract,
+    inherited_weights,
+    recalibrate_batch_norm,
+)
 from tests.supernet.samples import tiny_dataset
 
 
 @pytest.fixture(scope="module")
 def supernet(space):
-    return Supernet(space, seed=2)
+    return build_supernet(space, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def test_scores_do_not_depend_on_order_or_history(supernet, architectures, datas
 
 
 def test_stored_statistics_do_not_matter(space, supernet, architectures, dataset):
-    other = Supernet(space, seed=2)
+    other = build_supernet(space, seed=2)
     for name, tensor in other.state_dict().items():
         if "running" in name:
             tensor.fill_(17.0)
@@ -86,7 +93,7 @@ def test_the_batch_size_does_not_change_the_accuracy(supernet, architectures, da
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_outputs_that_are_not_finite_name_the_architecture(space, architectures, dataset):
-    broken = Supernet(space)
+    broken = build_supernet(space)
     with torch.no_grad():
         for name, tensor in broken.state_dict().items():
             if name.endswith("classifier.weight"):

@@ -7,7 +7,7 @@ import pytest
 
 from hwnas.errors import InputError
 from hwnas.lower.torch import to_torch
-from hwnas.supernet import Supernet, evaluate_module, extract_weights, load_network_weights, train_network
+from hwnas.supernet import build_supernet, evaluate_module, extract_weights, load_network_weights, train_network
 from tests.supernet.samples import CONFIG, interrupt
 
 CONFIG = dataclasses.replace(CONFIG, epochs=6)
@@ -36,7 +36,7 @@ def test_it_learns_and_resumes_to_the_bit(space, dataset, architecture, tmp_path
 
 def test_it_starts_from_inherited_weights(space, dataset, architecture, tmp_path):
     network = space.network(architecture)
-    weights = extract_weights(Supernet(space, 5), architecture)
+    weights = extract_weights(build_supernet(space, 5), architecture)
     config = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e-9, weight_decay=0.0)
     train_network(network, dataset, tmp_path, config, weights=weights)
     trained = load_network_weights(tmp_path, network)
@@ -56,5 +56,5 @@ def test_what_belongs_to_another_network_is_refused(space, dataset, architecture
     with pytest.raises(InputError, match="saved for this architecture"):
         load_network_weights(tmp_path, other)
     with pytest.raises(InputError, match="saved for this architecture"):
-        train_network(network, dataset, tmp_path / "new", config, weights=extract_weights(Supernet(space), space.architectures(
-            np.array([[0, 0, 0]]))[0]))
+        train_network(network, dataset, tmp_path / "new", config, weights=extract_weights(
+            build_supernet(space), space.architectures(np.array([[0, 0, 0]]))[0]))

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from hwnas.errors import InputError
-from hwnas.supernet import Supernet, extract, extract_weights
+from hwnas.supernet import build_supernet, extract, extract_weights
 from tests.supernet.samples import tiny_space
 
 
@@ -20,7 +20,7 @@ def all_architectures(space):
 @pytest.fixture(scope="module")
 def used(space):
     """A supernet whose weights and batch-norm statistics are none of the initial ones."""
-    supernet = Supernet(space, seed=1)
+    supernet = build_supernet(space, seed=1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in supernet.state_dict().items():
@@ -64,7 +64,7 @@ def test_an_extracted_network_shares_nothing(space, used):
 
 
 def test_gradients_reach_the_path_and_nothing_else(space):
-    supernet = Supernet(space)
+    supernet = build_supernet(space)
     for architecture in all_architectures(space):
         supernet.zero_grad(set_to_none=True)
         functional.cross_entropy(supernet(torch.randn(4, 3, 16, 16), architecture), torch.arange(4)).backward()
@@ -81,14 +81,14 @@ def test_gradients_reach_the_path_and_nothing_else(space):
 
 
 def test_names_are_readable_and_tell_input_shapes_apart(space):
-    names = {name.split(".")[0] for name in Supernet(space).state_dict()}
+    names = {name.split(".")[0] for name in build_supernet(space).state_dict()}
     assert "stem/stem" in names and "width/wide" in names and "head/head" in names
     assert {"depth/conv@8x4x4", "depth/conv@12x4x4", "last/k5@8x4x4", "last/k5@12x4x4"} <= names
     assert not any(name.startswith("depth/skip") for name in names)
 
 
 def test_initial_weights_follow_from_the_seed_and_differ_between_edges(space):
-    first, second, other = (Supernet(space, seed).state_dict() for seed in (5, 5, 6))
+    first, second, other = (build_supernet(space, seed).state_dict() for seed in (5, 5, 6))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["stem/stem.block/conv.weight"], other["stem/stem.block/conv.weight"])
     kernel, block = "block/depthwise_conv.weight", "last/k5@12x4x4"
@@ -98,10 +98,10 @@ def test_initial_weights_follow_from_the_seed_and_differ_between_edges(space):
 @pytest.mark.parametrize("path", [[0, 0], [0, 0, 0, 0], [0, 3, 0], [-1, 0, 0], [0.0, 1.0, 0.0]])
 def test_a_path_that_is_not_of_the_space_is_refused(space, path):
     with pytest.raises(InputError, match="one option index for each decision"):
-        Supernet(space)(torch.zeros(1, 3, 16, 16), path)
+        build_supernet(space)(torch.zeros(1, 3, 16, 16), path)
 
 
 def test_an_architecture_of_another_space_is_refused(space):
     other = tiny_space(classes=7)
     with pytest.raises(InputError, match="use the space that it was made for"):
-        extract(Supernet(space), all_architectures(other)[0])
+        extract(build_supernet(space), all_architectures(other)[0])

@@ -18,7 +18,7 @@ from hwnas.errors import InputError, UnavailableError, VerificationError
 from hwnas.ir.blocks import Head, MBConv, Stem
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
-from hwnas.supernet import Supernet, SupernetEvaluator, TrainConfig, load_supernet, require_same_data, train_supernet
+from hwnas.supernet import SupernetEvaluator, TrainConfig, build_supernet, load_supernet, require_same_data, train_supernet
 from hwnas.supernet.loop import Task, run_loop
 from hwnas.supernet.paths import uniform_paths
 from hwnas.supernet.train import supernet_task
@@ -65,7 +65,7 @@ def interrupted_run(space, dataset, folder, step=7, config=CONFIG):
 
 
 def test_only_the_sampled_path_moves(space, dataset, tmp_path):
-    supernet = Supernet(space, 1).to(memory_format=torch.channels_last)
+    supernet = build_supernet(space, 1).to(memory_format=torch.channels_last)
     paths = uniform_paths(space, 0)
     inner = supernet_task(supernet, paths, 0.1)
     before = {}
@@ -92,7 +92,7 @@ def test_a_step_is_torchs_own_sgd_on_the_smoothed_loss(space, dataset, tmp_path)
     train_supernet(space, dataset, tmp_path, config)
     trained = load_supernet(tmp_path, space)[0].state_dict()
 
-    supernet = Supernet(space, config.seed)
+    supernet = build_supernet(space, config.seed)
     decayed = [each for each in supernet.parameters() if each.ndim > 1]
     others = [each for each in supernet.parameters() if each.ndim == 1]
     optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": 0.01}, {"params": others}], lr=1.0, momentum=0.9)
@@ -229,7 +229,7 @@ def test_an_absurd_learning_rate_stops_at_once(space, dataset, tmp_path):
 
 def test_a_nan_keeps_the_last_good_checkpoint_readable(space, dataset, tmp_path):
     """NaN appears in one gradient at step 5: the checkpoint of step 5 (the five steps before it) must be what is left."""
-    supernet = Supernet(space)
+    supernet = build_supernet(space)
     inner = supernet_task(supernet, uniform_paths(space, 0), 0.1)
     good = {}
 
@@ -246,7 +246,7 @@ def test_a_nan_keeps_the_last_good_checkpoint_readable(space, dataset, tmp_path)
     with pytest.raises(VerificationError, match="checkpoint, of step 5, is kept"):
         run_loop(task, dataset, config, {}, tmp_path)
 
-    restored = Supernet(space, seed=8)
+    restored = build_supernet(space, seed=8)
 
     def stop(step, images, labels):
         assert step == 5
