@@ -11,7 +11,8 @@ from hwnas.errors import InputError
 
 
 def augment_batch(
-    images: Tensor, generator: torch.Generator, *, max_shift: int = 4, flip: bool = False, cutout: int = 0
+    images: Tensor, generator: torch.Generator, *, max_shift: int = 4, flip: bool = False, cutout: int = 0,
+    first: int = 0, of: int | None = None,
 ) -> Tensor:
     """Shifts, mirrors and masks each image of a batch at random; what is shifted in or cut out is 0.
 
@@ -24,6 +25,8 @@ def augment_batch(
         max_shift: Largest shift in pixels, in each direction (0: none).
         flip: Mirror half of the images left to right.
         cutout: Side in pixels of a square that is set to 0, its centre anywhere in the image (0: none).
+        first: Where a larger batch has these images, if they are a part of one.
+        of: Images of that larger batch; None for a batch of its own. A part gets what it would get within the whole.
 
     Returns:
         A tensor like `images`.
@@ -33,22 +36,19 @@ def augment_batch(
     """
     if max_shift < 0 or cutout < 0:
         raise InputError(f"max_shift and cutout must be at least 0, but are {max_shift} and {cutout}: use 0 for none.")
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
 
     def draw(low: int, high: int) -> Tensor:
         """One whole number in low..high for each image, (N, 1)."""
-        drawn = torch.randint(low, high + 1, (count, 1), generator=generator, device=generator.device)
-        return drawn.to(images.device)
+        drawn = torch.randint(low, high + 1, (of or count, 1), generator=generator, device=generator.device)
+        return drawn[first:first + count].to(images.device)
 
-    # Source row and column of each output pixel, in the padded image: (N, H) and (N, W).
-    rows = torch.arange(height, device=images.device) + draw(0, 2 * max_shift)
-    columns = torch.arange(width, device=images.device) + draw(0, 2 * max_shift)
+    # All windows of the padded images, (N, C, rows, columns, H, W), a view; of each image, one is copied.
+    windows = functional.pad(images, [max_shift] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = draw(0, 2 * max_shift)[:, 0], draw(0, 2 * max_shift)[:, 0]
+    result = windows[torch.arange(count, device=images.device), :, top, left]
     if flip:
-        columns = torch.where(draw(0, 1) == 1, columns.flip(1), columns)
-    padded = functional.pad(images, [max_shift] * 4)
-    image = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    result = padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        result = torch.where(draw(0, 1)[:, :, None, None] == 1, result.flip(3), result)
     if cutout:
         top, left = draw(0, height - 1) - cutout // 2, draw(0, width - 1) - cutout // 2
         row, column = torch.arange(height, device=images.device), torch.arange(width, device=images.device)

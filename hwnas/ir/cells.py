@@ -8,7 +8,7 @@ passes on only the states that nothing in it reads, that step depends on how man
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -28,6 +28,8 @@ SCHEMA = "hwnas.cell-space/1"  # 1: 2026-11, first
 AROUND = "skeleton"
 """Name of the step of the blocks around the cells."""
 Fitting = Literal["always", "where_needed", "resolution"]
+Term = tuple[str, int]
+"""An operation's name and the state that it reads."""
 Item = TypeVar("Item")
 
 
@@ -377,16 +379,41 @@ class CellKind:
 
     def genotype(self, choices: Mapping[str, str]) -> Genotype:
         """The cell that the choices, by decision, make."""
-        nodes: dict[int, list[tuple[str, int]]] = {}
+        terms = self.terms([decision.options[choices[decision.name]] for decision in self.decisions])
+        return Genotype(terms, self.passed_on(terms))
+
+    def terms(self, picks: Iterable[Pick]) -> tuple[tuple[Term, ...], ...]:
+        """What each state from 2 on sums where these are picked, one for each decision."""
+        states: dict[int, list[Term]] = {}
         sources: list[int] = []
-        for decision in self.decisions:
-            pick = decision.options[choices[decision.name]]
+        for decision, pick in zip(self.decisions, picks, strict=True):
             sources += pick.sources
-            nodes.setdefault(decision.state, []).extend(
+            states.setdefault(decision.state, []).extend(
                 (name, sources.pop(0) if source is None else source) for name, source in pick.terms)
-        read = {source for terms in nodes.values() for _, source in terms}
-        concat = self.concat if self.concat is not None else tuple(state for state in nodes if state not in read)
-        return Genotype(tuple(tuple(terms) for terms in nodes.values()), concat)
+        return tuple(map(tuple, states.values()))
+
+    def passed_on(self, terms: Sequence[Iterable[Term]]) -> tuple[int, ...]:
+        """The states that make the output of a cell whose states from 2 on sum these."""
+        if self.concat is not None:
+            return self.concat
+        read = {source for state in terms for _, source in state}
+        return tuple(state for state in range(INPUTS, INPUTS + len(terms)) if state not in read)
+
+    @cached_property
+    def possible_terms(self) -> tuple[tuple[Term, ...], ...]:
+        """All that some choice makes each state from 2 on sum."""
+        found: dict[int, dict[Term, None]] = {}  # in order of appearance
+        waiting: list[set[int]] = []  # what each of the picked sources may be: options are chosen independently
+        for decision in self.decisions:
+            onward: list[set[int]] = []
+            for pick in decision.options.values():
+                queue = [*waiting, *({source} for source in pick.sources)]
+                for name, source in pick.terms:
+                    may_be = sorted(queue.pop(0)) if source is None else [source]
+                    found.setdefault(decision.state, {}).update(dict.fromkeys((name, each) for each in may_be))
+                onward = [one | other for one, other in zip(queue, onward or [set[int]()] * len(queue), strict=True)]
+            waiting = onward
+        return tuple(map(tuple, found.values()))
 
 
 class _Progress(NamedTuple):

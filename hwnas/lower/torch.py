@@ -55,15 +55,14 @@ class NetworkModule(nn.Module):
         nodes = {node.name: node for node in network.nodes}
         readers = Counter(name for node in network.nodes for name in node.inputs)
         steps: list[_Step] = []
-        ends = [nodes.get(node.inputs[-1]) for node in network.nodes if isinstance(node.layer, Add)]  # the branch comes last
-        zero_start = {end.inputs[0] if isinstance(end.layer, Quantize) else end.name for end in ends if end is not None}
+        zero_start = branch_ends(network)
         for node in network.nodes:
             source = nodes.get(node.inputs[0])
             # An activation overwrites the output of layers that do not need it for gradients: new memory
             # costs page faults on a CPU.
             inplace = (source is not None and readers[source.name] == 1
                        and isinstance(source.layer, BatchNorm | Conv | Linear))
-            module, inputs = _strided_slice(node, source) or (_module(node, generator, inplace), node.inputs)
+            module, inputs = _strided_slice(node, source) or (layer_module(node, generator, inplace), node.inputs)
             if isinstance(module, _BatchNorm) and node.name in zero_start:
                 nn.init.zeros_(module.weight)
             if not isinstance(node.layer, Linear) and node.name not in network.vectors:
@@ -156,7 +155,21 @@ def _strided_slice(node: Node, source: Node | None) -> tuple[nn.Module, tuple[st
     return _ChannelSlice(first * step + offset, last * step + offset + 1, step), source.inputs
 
 
-def _module(node: Node, generator: torch.Generator, inplace: bool) -> nn.Module:
+def branch_ends(network: Network) -> set[str]:
+    """Nodes whose tensor a residual sum adds to another; a batch norm among them starts at zero."""
+    nodes = {node.name: node for node in network.nodes}
+    ends = [nodes.get(node.inputs[-1]) for node in network.nodes if isinstance(node.layer, Add)]  # the branch comes last
+    return {end.inputs[0] if isinstance(end.layer, Quantize) else end.name for end in ends if end is not None}
+
+
+def layer_module(node: Node, generator: torch.Generator, inplace: bool = False) -> nn.Module:
+    """One layer with initial weights, as `to_torch` draws them.
+
+    Args:
+        node: The layer and its input shapes.
+        generator: For the weights.
+        inplace: Whether an activation overwrites its input.
+    """
     x = node.input_shapes[0]
     match node.layer:
         case Conv(out_channels, kernel, stride, padding, dilation, groups, bias, weight_format):

@@ -57,6 +57,11 @@ def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Tensor], toleran
     return count
 
 
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """All running means and variances of a network or supernet, by name, not copied."""
+    return {name: buffer for name, buffer in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
+
+
 def _statistics(norms: list[_BatchNorm]) -> tuple[Tensor, Tensor]:
     """All running means and variances, (channels,) each."""
     if not norms:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hwnas.errors import InputError
 from hwnas.files import first_difference, read_json, write_atomic, write_json
 
-SCHEMA = "hwnas.checkpoint/1"  # 1: 2026-11, first
+SCHEMA = "hwnas.checkpoint/2"  # 1: 2026-11, first; 2: 2026-11, the state of every optimiser
 _STATE = "state.json"
 
 
@@ -106,6 +106,35 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -
                          "or of another shape: train again.")
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What optimisers remember of a model's parameters (momentum, moments, step counts), as `{optimiser}/{key}/{parameter}`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{label}/{key}/{names[parameter]}": value for label, optimizer in optimizers.items()
+            for parameter, state in optimizer.state.items() for key, value in state.items() if value is not None}
+
+
+@torch.no_grad()
+def load_optimizers(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Gives optimisers back what `optimizer_tensors` took from them, to the bit and in the parameters' memory layout.
+
+    Raises:
+        KeyError: A tensor is of another optimiser or parameter.
+        RuntimeError: A tensor has another shape than its parameter.
+    """
+    parameters = dict(model.named_parameters())
+    for path, tensor in tensors.items():
+        label, key, name = path.split("/", 2)
+        parameter = parameters[name]
+        group = next(each for each in optimizers[label].param_groups if any(one is parameter for one in each["params"]))
+        if key == "step" and not (group.get("capturable") or group.get("fused")):  # a count, which PyTorch keeps on the CPU
+            value = tensor
+        else:
+            value = torch.empty_like(parameter, dtype=tensor.dtype) if tensor.shape == parameter.shape else torch.empty_like(
+                tensor, device=parameter.device)
+            value.copy_(tensor)
+        optimizers[label].state[parameter][key] = value
 
 
 def require_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

@@ -3,6 +3,11 @@
 The score of an architecture is a pure function of (weights, data, architecture): each question works on a network of its
 own, extracted and recalibrated, so neither the supernet nor the next candidate's score changes. All candidates meet the
 same images; the test set is never read.
+
+Batch norm is recalibrated on training images (Guo et al., arXiv 1904.00420, sec. 3.4), or uses the statistics of the
+validation images that it computes at once (Bender et al., ICML 2018). The second needs no pass over training images, but an
+image's answer then depends on those beside it, so such a score is no forecast for a network that sees one image at a time; as
+the batches are always the same, it is still the same for the same architecture.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hwnas.data import Dataset
 from hwnas.errors import InputError, VerificationError
@@ -36,7 +42,7 @@ class SupernetEvaluator:
     """
 
     def __init__(self, supernet: Supernet, dataset: Dataset, *, validation_images: int | None = None,
-                 calibration_images: int = 1024, batch_size: int = _BATCH) -> None:
+                 calibration_images: int = 1024, batch_size: int = _BATCH, batch_statistics: bool = False) -> None:
         """Chooses the images once for all candidates.
 
         Args:
@@ -44,11 +50,13 @@ class SupernetEvaluator:
             dataset: Of the supernet's input shape.
             validation_images: How many score a candidate; None for all.
             calibration_images: The most that recalibrate batch norm; fewer are used where the statistics settle early.
-            batch_size: Images computed at once.
+            batch_size: The most images computed at once; batches are as equal in size as can be.
+            batch_statistics: Batch norm uses the statistics of these batches, and no training images are read. Scores then
+                depend on `batch_size`.
 
         Raises:
-            InputError: A number is below 1, more validation images are asked for than there are, or the dataset does not
-                fit the space.
+            InputError: A number is below 1, more validation images are asked for than there are, a batch whose statistics
+                are wanted has one image, or the dataset does not fit the space.
         """
         check_dataset(dataset, supernet.space.input_shape)
         available = len(dataset.validation)
@@ -57,8 +65,12 @@ class SupernetEvaluator:
                                   ("batch_size", batch_size, None)):
             if value < 1 or (high is not None and value > high):
                 raise InputError(f"{name} must be at least 1{f' and at most {high}' if high else ''}, but is {value}.")
+        if batch_statistics and wanted // -(-wanted // batch_size) < 2:
+            raise InputError(f"Batch statistics need at least 2 images in every batch, but {wanted} validation images in batches "
+                             f"of at most {batch_size} leave one alone: raise batch_size.")
         self.supernet = supernet
         self.dataset = dataset
+        self._batch_statistics = batch_statistics
         self._validation_images = wanted
         self._calibration_images = calibration_images
         self._batch_size = batch_size
@@ -73,8 +85,12 @@ class SupernetEvaluator:
         return [self._score(architecture) for architecture in architectures]
 
     def _score(self, architecture: Architecture) -> float:
-        module = recalibrated(self.supernet, architecture, self.dataset, calibration_images=self._calibration_images)
-        fold_batch_norm(module)
+        if self._batch_statistics:
+            module = extract(self.supernet, architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            _forget_statistics(module)
+        else:
+            module = recalibrated(self.supernet, architecture, self.dataset, calibration_images=self._calibration_images)
+            fold_batch_norm(module)
         split, count = self.dataset.validation, self._validation_images
         try:
             return evaluate_module(module, self.dataset, split.images[:count], split.labels[:count], self._batch_size)
@@ -91,7 +107,7 @@ def evaluate_module(module: nn.Module, dataset: Dataset, images: NDArray[np.uint
         dataset: Whose statistics normalise the images.
         images: (N, C, H, W).
         labels: (N,).
-        batch_size: Images computed at once.
+        batch_size: The most images computed at once; batches are as equal in size as can be.
 
     Raises:
         VerificationError: Outputs are not finite.
@@ -103,10 +119,10 @@ def evaluate_module(module: nn.Module, dataset: Dataset, images: NDArray[np.uint
     module.eval()
     try:
         with torch.inference_mode():
-            for start, batch in zip(range(0, len(images), batch_size), _batches(dataset, images, batch_size, device, module),
-                                    strict=True):
-                logits = module(batch)
-                target = torch.from_numpy(labels[start:start + batch_size]).to(device)
+            batches = -(-len(images) // batch_size)
+            for part, answers in zip(np.array_split(images, batches), np.array_split(labels, batches), strict=True):
+                logits = module(_batch(dataset, part, device, module))
+                target = torch.from_numpy(answers).to(device)
                 correct += (logits.argmax(1) == target).sum()
                 finite &= logits.isfinite().all()
     finally:
@@ -164,11 +180,23 @@ def fit_images(images: Tensor, shape: TensorShape) -> Tensor:
     return functional.interpolate(images, shape[1:], mode="bilinear", align_corners=False)
 
 
+def _forget_statistics(module: nn.Module) -> None:
+    """Makes batch norms use the statistics of what they get."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.running_mean = norm.running_var = None
+
+
 def _batches(dataset: Dataset, images: NDArray[np.uint8], batch_size: int, device: torch.device, module: nn.Module
              ) -> Iterator[Tensor]:
-    """Normalised batches, channels last, the last one possibly smaller."""
+    """Normalised batches, the last one possibly smaller."""
     for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(dataset.normalise(images[start:start + batch_size])).to(device)
-        if isinstance(module, NetworkModule):
-            batch = fit_images(batch, module.network.input_shape)
-        yield batch.contiguous(memory_format=torch.channels_last)
+        yield _batch(dataset, images[start:start + batch_size], device, module)
+
+
+def _batch(dataset: Dataset, images: NDArray[np.uint8], device: torch.device, module: nn.Module) -> Tensor:
+    """Normalised images at a network's resolution, channels last."""
+    batch = torch.from_numpy(dataset.normalise(images)).to(device)
+    if isinstance(module, NetworkModule):
+        batch = fit_images(batch, module.network.input_shape)
+    return batch.contiguous(memory_format=torch.channels_last)

@@ -21,7 +21,8 @@ from hwnas.lower.torch import NetworkModule, get_weights, to_torch
 from hwnas.supernet.streams import stream_seed
 from hwnas.supernet.supernet import Path, Supernet
 
-_BLOCK = "block/"  # what `block_network` calls its only layer
+BLOCK = "block/"
+"""What the names of nodes start with in a block's own network."""
 
 
 class Weighed(NamedTuple):
@@ -30,10 +31,12 @@ class Weighed(NamedTuple):
     Attributes:
         weight: What its output is multiplied by: a scalar tensor, or 1.
         is_frozen: Its output counts as a constant: the weight gets a gradient, what computed it does not.
+        target: The state that it is added to, of the same shape, where that is not the edge's own.
     """
 
     weight: Tensor | float
     is_frozen: bool = False
+    target: int | None = None
 
 
 Mixture = Sequence[Mapping[tuple[int, int], Weighed]]
@@ -52,12 +55,19 @@ class LayeredSupernet(Supernet):
     def __init__(self, space: SearchSpace, seed: int = 0) -> None:
         """Builds every edge with initial weights drawn from `seed`."""
         super().__init__(space)
-        for step in space.steps:
+        self._build(seed)
+
+    def _build(self, seed: int) -> None:
+        for step in self.space.steps:
             for edge in step.edges:
                 for part in edge.parts:
                     name = _part_name(step, edge, part)
                     if part.network.nodes and name not in self._modules:  # states may differ in more than their shape
                         self.add_module(name, to_torch(part.network, seed=stream_seed(seed, name, 0)))
+
+    def _module(self, step: Step, edge: Edge, part: Part) -> NetworkModule | None:
+        """What computes a part; None where it passes its input on."""
+        return self._modules.get(_part_name(step, edge, part))  # type: ignore[return-value]
 
     def forward(self, images: Tensor, path: Path) -> Tensor:
         x = images
@@ -82,18 +92,18 @@ class LayeredSupernet(Supernet):
                 how = weighed.get((edge.source, edge.option))
                 if how is None or edge.source not in states:
                     continue
-                term = self._term(step, edge, states[edge.source], how)
-                sums[edge.target] = sums[edge.target] + term if edge.target in sums else term
+                target = edge.target if how.target is None else how.target
+                sums[target] = _add(sums.get(target), self._output(step, edge, states[edge.source], how.is_frozen), how.weight)
             states = sums
         return states[min(states)]
 
-    def _term(self, step: Step, edge: Edge, x: Tensor, how: Weighed) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not how.is_frozen):
+    def _output(self, step: Step, edge: Edge, x: Tensor, is_frozen: bool) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
             for part in edge.parts:
-                module = self._modules.get(_part_name(step, edge, part))
+                module = self._module(step, edge, part)
                 if module is not None:
                     x = module(x[:, :, None, None] if x.ndim == 2 else x)
-        return x if isinstance(how.weight, float) and how.weight == 1.0 else x * how.weight
+        return x.detach() if is_frozen else x
 
     def modules_on(self, path: Path) -> Iterator[tuple[str, NetworkModule]]:
         """Place in the network (layer, or layer and part) and module of what computes something, from input to output.
@@ -109,14 +119,24 @@ class LayeredSupernet(Supernet):
                 raise InputError(f"A path's options must be allowed after those before them, but decision {step.name!r} of "
                                  f"{self.space.name!r} breaks that.")
             for part in edge.parts:
-                module = self._modules.get(_part_name(step, edge, part))
+                module = self._module(step, edge, part)
                 if module is not None:
-                    yield "/".join(filter(None, (step.name, part.name))), module  # type: ignore[misc]
+                    yield "/".join(filter(None, (step.name, part.name))), module
             source = edge.target
 
     def weights_of(self, architecture: Architecture) -> dict[str, NDArray[np.float32]]:
-        return {f"{layer}/{name.removeprefix(_BLOCK)}": array
+        return {f"{layer}/{name.removeprefix(BLOCK)}": array
                 for layer, module in self.modules_on(architecture) for name, array in get_weights(module).items()}
+
+
+def _add(total: Tensor | None, x: Tensor, weight: Tensor | float) -> Tensor:
+    """`total + weight * x` in one pass over memory, where there is a total."""
+    if isinstance(weight, Tensor):
+        weight = weight.to(x.dtype)
+        return x * weight if total is None else torch.addcmul(total, x, weight)
+    if total is None:
+        return x if weight == 1.0 else x * weight
+    return torch.add(total, x, alpha=weight)
 
 
 def _part_name(step: Step, edge: Edge, part: Part) -> str:

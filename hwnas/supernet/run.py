@@ -1,4 +1,5 @@
-"""A training run and its folder: `{kind}.safetensors`, `{kind}.json`, and `checkpoint/` until it is finished."""
+"""A training run and its folder: `{kind}.safetensors`, `{kind}.json`, `logs/` if asked for, and `checkpoint/` until it is
+finished."""
 
 import dataclasses
 import hashlib
@@ -16,6 +17,7 @@ from hwnas.errors import InputError
 from hwnas.files import read_json, write_json
 from hwnas.supernet.checkpoint import read_tensors, require_same, write_tensors
 from hwnas.supernet.config import LoopConfig
+from hwnas.supernet.distributed import Group, joined
 from hwnas.supernet.loop import ProgressCallback, Task, run_loop
 
 
@@ -64,30 +66,45 @@ class Run:
     def checkpoint_folder(self) -> Path:
         return self.folder / "checkpoint"
 
+    @property
+    def log_folder(self) -> Path:
+        return self.folder / "logs"
+
     def execute(self, task: Task, dataset: Dataset, config: LoopConfig, overwrite: bool,
                 progress: ProgressCallback | None) -> TrainResult:
         """Starts, continues, or merely reports the run, whichever its folder calls for.
 
+        Under `torchrun` every process calls this; the first one writes.
+
         Raises:
             InputError: The folder holds another run or damaged files.
-            UnavailableError: The device is not usable here.
+            UnavailableError: The device or another process is not usable here.
             VerificationError: Training diverged.
         """
-        if overwrite:
+        with joined(config.device) as group:
+            return self._execute(task, dataset, config, overwrite, progress, group)
+
+    def _execute(self, task: Task, dataset: Dataset, config: LoopConfig, overwrite: bool, progress: ProgressCallback | None,
+                 group: Group) -> TrainResult:
+        if overwrite and group.is_first:
             self._clear()
+        group.wait()  # until the folder is what all may read
         if self.document_path.exists():
             document = read_run_document(self.folder, self.kind)
             require_same(document, self.identity, self.folder)
             return self._result(document, already_trained=True)
-        state = run_loop(task, dataset, config, {"kind": self.kind, **self.identity}, self.checkpoint_folder, progress)
+        state = run_loop(task, dataset, config, {"kind": self.kind, **self.identity}, self.checkpoint_folder, progress,
+                         log_folder=self.log_folder, group=group)
         images = state.step * config.batch_size
         document = {"schema": _schema(self.kind), **self.header, **self.identity, "execution": dataclasses.asdict(config),
                     "steps": state.step, "epoch_losses": state.epoch_losses, "seconds": state.seconds,
                     "images_per_second": images / max(state.seconds, 1e-9)}
-        weights = self.folder / f"{self.kind}.safetensors"
-        document |= {"weights": weights.name, "sha256": write_tensors(weights, task.model.state_dict())}
-        write_json(self.document_path, document)
-        shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        if group.is_first:
+            weights = self.folder / f"{self.kind}.safetensors"
+            document |= {"weights": weights.name, "sha256": write_tensors(weights, task.model.state_dict())}
+            write_json(self.document_path, document)
+            shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        group.wait()  # a process that ends early would end the others
         return self._result(document)
 
     def _clear(self) -> None:
@@ -95,6 +112,8 @@ class Run:
         self.document_path.unlink(missing_ok=True)
         (self.folder / f"{self.kind}.safetensors").unlink(missing_ok=True)
         shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        for log in self.log_folder.glob("events.out.tfevents.*"):
+            log.unlink()
 
     def _result(self, document: Mapping[str, Any], already_trained: bool = False) -> TrainResult:
         try:

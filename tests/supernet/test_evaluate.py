@@ -137,3 +137,38 @@ def test_evaluate_module_counts_correct_answers(dataset):
             return nn.functional.one_hot(torch.from_numpy(np.where(right, labels, (labels + 1) % 4)), 4).float()
 
     assert evaluate_module(Oracle(), dataset, dataset.validation.images, dataset.validation.labels, 32) == 60 / 80
+
+
+# Statistics of the evaluation batches
+
+
+def test_batch_statistics_are_those_of_the_batches(supernet, architectures, dataset):
+    scores = SupernetEvaluator(supernet, dataset, batch_statistics=True, batch_size=30)(architectures)
+    for architecture, score in zip(architectures, scores, strict=True):
+        module = extract(supernet, architecture)
+        images = torch.from_numpy(dataset.normalise(dataset.validation.images))
+        module.eval()
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.train()
+        with torch.inference_mode():
+            predicted = torch.cat([module(part) for part in images.split([27, 27, 26])]).argmax(1).numpy()
+        assert score == pytest.approx((predicted == dataset.validation.labels).mean(), abs=1e-9)
+    assert scores != SupernetEvaluator(supernet, dataset)(architectures)
+
+
+def test_batch_statistics_read_neither_stored_statistics_nor_training_images(space, supernet, architectures, dataset):
+    scores = SupernetEvaluator(supernet, dataset, batch_statistics=True)(architectures)
+    other = build_supernet(space, seed=2)
+    for name, tensor in other.state_dict().items():
+        if "running" in name:
+            tensor.fill_(17.0)
+    black = dataclasses.replace(dataset, train=Split(np.zeros_like(dataset.train.images), dataset.train.labels))
+    evaluator = SupernetEvaluator(other, black, batch_statistics=True)
+    assert evaluator(architectures[::-1])[::-1] == scores
+    assert all((tensor == 17).all() for name, tensor in other.state_dict().items() if "running" in name)
+
+
+def test_batch_statistics_of_one_image_are_refused(supernet, dataset):
+    with pytest.raises(InputError, match="5 validation images in batches of at most 2 leave one alone"):
+        SupernetEvaluator(supernet, dataset, batch_statistics=True, validation_images=5, batch_size=2)

@@ -21,7 +21,7 @@ from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.supernet import SupernetEvaluator, TrainConfig, build_supernet, load_supernet, require_same_data, train_supernet
 from hwnas.supernet.loop import Task, run_loop
 from hwnas.supernet.paths import uniform_paths
-from hwnas.supernet.train import supernet_task
+from hwnas.supernet.single_path import single_path_task
 from tests.supernet.samples import CONFIG, interrupt, tiny_dataset, tiny_space
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def interrupted_run(space, dataset, folder, step=7, config=CONFIG):
 def test_only_the_sampled_path_moves(space, dataset, tmp_path):
     supernet = build_supernet(space, 1).to(memory_format=torch.channels_last)
     paths = uniform_paths(space, 0)
-    inner = supernet_task(supernet, paths, 0.1)
+    inner = single_path_task(supernet, paths, 0.1)
     before = {}
     moved_off_path = []
 
@@ -217,6 +217,17 @@ def test_overwrite_starts_again_and_spares_other_files(space, dataset, reference
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_log_lies_in_the_runs_folder_and_goes_when_it_is_overwritten(space, dataset, reference, tmp_path):
+    pytest.importorskip("tensorboard")
+    train_supernet(space, dataset, tmp_path, dataclasses.replace(CONFIG, log_steps=5))
+    logs = list((tmp_path / "logs").iterdir())
+    assert len(logs) == 1 and logs[0].stat().st_size > 0
+    assert weights_of(tmp_path) == weights_of(reference)
+    (tmp_path / "logs" / "notes.txt").write_text("mine")
+    train_supernet(space, dataset, tmp_path, CONFIG, overwrite=True)
+    assert os.listdir(tmp_path / "logs") == ["notes.txt"]
+
+
 def test_an_absurd_learning_rate_stops_at_once(space, dataset, tmp_path):
     config = dataclasses.replace(CONFIG, learning_rate=1e20, gradient_clip=None)
     steps = []
@@ -230,7 +241,7 @@ def test_an_absurd_learning_rate_stops_at_once(space, dataset, tmp_path):
 def test_a_nan_keeps_the_last_good_checkpoint_readable(space, dataset, tmp_path):
     """NaN appears in one gradient at step 5: the checkpoint of step 5 (the five steps before it) must be what is left."""
     supernet = build_supernet(space)
-    inner = supernet_task(supernet, uniform_paths(space, 0), 0.1)
+    inner = single_path_task(supernet, uniform_paths(space, 0), 0.1)
     good = {}
 
     def backward(step, images, labels):

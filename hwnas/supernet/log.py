@@ -1,0 +1,40 @@
+"""A run's figures for TensorBoard: `tensorboard --logdir DIR`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hwnas.errors import UnavailableError
+
+
+class TrainLog:
+    """Appends scalars to a folder of event files; those of steps that a resumed run repeats are withdrawn."""
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        """Opens the folder.
+
+        Args:
+            folder: Where earlier sessions of the run left their files.
+            steps_done: What comes after it is withdrawn: no checkpoint held it.
+
+        Raises:
+            UnavailableError: TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UnavailableError("Logs are written with TensorBoard, which is not installed: run pip install tensorboard, or "
+                                   "set log_steps to 0.") from None
+        self._writer = SummaryWriter(folder, purge_step=steps_done + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Records figures by name, of the step that `step` counts as done."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Hands what was recorded to the system, so that a checkpoint's log is complete."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the session's file."""
+        self._writer.close()
