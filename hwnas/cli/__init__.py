@@ -21,6 +21,7 @@ from hwnas.cli.kit import kit_build_command, kit_collect_command
 from hwnas.cli.networks import networks_command
 from hwnas.cli.predict import predict_command
 from hwnas.cli.profile import profile_command
+from hwnas.cli.retrain import retrain_command
 from hwnas.cli.search import search_command
 from hwnas.cli.spaces import spaces_command
 from hwnas.cli.table import (
@@ -52,6 +53,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "feasible": feasible_command,
     "train": train_command,
     "search": search_command,
+    "retrain": retrain_command,
     "export": export_command,
     "verify": verify_command,
     "bench": bench_command,
@@ -59,11 +61,11 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 # These continue where they were interrupted.
-RESUMABLE = {"networks", "profile", "train", "search", "compile"}
+RESUMABLE = {"networks", "profile", "train", "search", "retrain", "compile"}
 
 # Optional packages and the extra that brings them; a verb that needs one imports it only then.
 EXTRAS = {"torch": "train", "safetensors": "train", "PIL": "train", "matplotlib": "train", "sklearn": "train",
-          "onnxruntime": "onnxruntime", "openvino": "openvino", "plotly": "report"}
+          "tensorboard": "train", "onnxruntime": "onnxruntime", "openvino": "openvino", "plotly": "report"}
 
 
 def _typer(help: str | None) -> typer.Typer:

@@ -35,13 +35,22 @@ stdout = _console(to_stderr=False)
 stderr = _console(to_stderr=True)
 
 
+def _is_first() -> bool:
+    """Whether this process speaks: under `torchrun` the first one does for all. Errors are told by each."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """A note for people, on stderr, so that stdout holds results and nothing else."""
+    if not _is_first():
+        return
     stderr.print(text, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
     """The one JSON document of a `--json` call."""
+    if not _is_first():
+        return
     stdout.file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
@@ -64,6 +73,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 def print_facts(title: str, facts: Iterable[tuple[str, Any]]) -> None:
     """What there is to say about one thing: a name and a value a line."""
+    if not _is_first():
+        return
     table = _table(show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

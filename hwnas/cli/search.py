@@ -18,7 +18,7 @@ def search_command(
     max_latency_ms: Annotated[float | None, typer.Option(help="Budget; kept by the upper end of the prediction.")] = None,
     max_macs: Annotated[int | None, typer.Option(help="Budget in multiply-accumulates instead.")] = None,
     max_parameters: Annotated[int | None, typer.Option(help="Budget in parameters instead.")] = None,
-    method: Annotated[str, typer.Option(help="evolution or random.")] = "evolution",
+    method: Annotated[str, typer.Option(help="evolution, random, or dnas (after darts, fbnet, proxyless).")] = "evolution",
     population: Annotated[int, typer.Option(help="Candidates a generation.")] = 50,
     generations: Annotated[int, typer.Option(help="Generations.")] = 20,
     parents: Annotated[int, typer.Option(help="Best candidates that have children.")] = 10,

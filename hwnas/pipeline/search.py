@@ -12,6 +12,7 @@ import numpy as np
 from hwnas.data import Dataset, load_dataset
 from hwnas.errors import InputError
 from hwnas.ir.architecture import Architecture
+from hwnas.ir.costs import CostModel
 from hwnas.ir.documents import space_from_dict
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
@@ -19,12 +20,13 @@ from hwnas.latency.table import LatencyTable
 from hwnas.pipeline.constraint import Constraint
 from hwnas.search.evolution import EvolutionConfig, search_evolution
 from hwnas.search.journal import Journal, load_scores
+from hwnas.search.most_probable import search_most_probable
 from hwnas.search.novelty import finite_budget
 from hwnas.search.random import search_random
 from hwnas.search.result import JOURNAL_FILE, Evaluate, Progress, SearchResult, save_result
 from hwnas.supernet.evaluate import SupernetEvaluator
 from hwnas.supernet.run import read_run_document, require_same_data
-from hwnas.supernet.train import load_supernet
+from hwnas.supernet.train import load_architecture, load_supernet
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,48 @@ class SearchSettings:
     calibration_images: int = 1024
 
 
-def _evolution(trellis: Trellis, evaluate: Evaluate, limit: float, settings: SearchSettings, journal: Journal,
-               progress: Progress | None) -> SearchResult:
-    return search_evolution(trellis, evaluate, limit, settings.evolution, journal, progress)
+@dataclass(frozen=True)
+class _Question:
+    """What every search method is asked.
+
+    Attributes:
+        trellis: The space and its costs.
+        evaluate: Scores architectures.
+        limit: What the cost must stay within.
+        settings: How to search.
+        supernet_dir: Where the supernet is, and what else training left.
+        costs: What the trellis was made with.
+        journal: Where scores are kept.
+        progress: Called after every evaluation.
+    """
+
+    trellis: Trellis
+    evaluate: Evaluate
+    limit: float
+    settings: SearchSettings
+    supernet_dir: str | os.PathLike[str]
+    costs: CostModel
+    journal: Journal
+    progress: Progress | None
 
 
-def _random(trellis: Trellis, evaluate: Evaluate, limit: float, settings: SearchSettings, journal: Journal,
-            progress: Progress | None) -> SearchResult:
-    config = settings.evolution
-    return search_random(trellis, evaluate, limit, config.evaluations, config.seed, journal, progress)
+def _evolution(asked: _Question) -> SearchResult:
+    return search_evolution(asked.trellis, asked.evaluate, asked.limit, asked.settings.evolution, asked.journal, asked.progress)
 
 
-METHODS: dict[str, Callable[..., SearchResult]] = {"evolution": _evolution, "random": _random}
+def _random(asked: _Question) -> SearchResult:
+    config = asked.settings.evolution
+    return search_random(asked.trellis, asked.evaluate, asked.limit, config.evaluations, config.seed, asked.journal,
+                         asked.progress)
+
+
+def _dnas(asked: _Question) -> SearchResult:
+    architecture = load_architecture(asked.supernet_dir, asked.trellis.space, asked.costs)
+    return search_most_probable(asked.trellis, asked.evaluate, asked.limit, architecture.most_probable, asked.journal,
+                                asked.progress)
+
+
+METHODS: dict[str, Callable[[_Question], SearchResult]] = {"evolution": _evolution, "random": _random, "dnas": _dnas}
 
 
 def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, constraint: Constraint,
@@ -93,8 +125,8 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, c
     known = _known_scores(earlier, supernet.space, context)
     folder = Path(output)
     journal = Journal(folder / JOURNAL_FILE, context, overwrite)
-    result = METHODS[settings.method](trellis, _remembering(evaluator, known), constraint.search_limit, settings, journal,
-                                      progress)
+    result = METHODS[settings.method](_Question(trellis, _remembering(evaluator, known), constraint.search_limit, settings,
+                                                supernet_dir, constraint.costs, journal, progress))
     limits: dict[str, Any] = {constraint.name: finite_budget(constraint.limit),
                               "search_limit": finite_budget(constraint.search_limit), "promised": constraint.promised}
     save_result(result, folder, limits)

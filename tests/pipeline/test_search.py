@@ -21,8 +21,10 @@ from hwnas.ir.trellis import Trellis
 from hwnas.pipeline.constraint import Constraint, count_constraint, latency_constraint
 from hwnas.pipeline.search import SearchSettings, load_training_data, search_supernet, space_of_supernet
 from hwnas.search.evolution import EvolutionConfig
+from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.evaluate import SupernetEvaluator
-from hwnas.supernet.train import load_supernet
+from hwnas.supernet.methods import Budget
+from hwnas.supernet.train import load_supernet, train_supernet
 from tests.pipeline.samples import DATA, all_networks, make_space, make_table
 
 ROOT = Path(__file__).parents[2]
@@ -266,3 +268,30 @@ def test_no_limit(supernet_dir, dataset, tmp_path):
     assert result.evaluations == 8
     assert json.loads((tmp_path / "result.json").read_text())["constraints"] == {
         "max_latency_ms": None, "search_limit": None, "promised": True}
+
+
+# After a differentiable method
+
+
+@pytest.fixture(scope="module")
+def distribution_dir(space, dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fbnet")
+    train_supernet(space, dataset, folder, TrainConfig(method="fbnet", epochs=2, batch_size=32, max_shift=1, threads=1),
+                   budget=Budget(TABLE, budget_at(0.5)), data_source={"spec": DATA, "seed": 0})
+    return folder
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
+def test_the_most_probable_network_within_the_budget_is_found_by_enumeration(distribution_dir, space, dataset, tmp_path, share):
+    constraint = latency_constraint(TABLE, budget_at(share))
+    result = search_supernet(distribution_dir, None, constraint, tmp_path, replace(SETTINGS, method="dnas"), dataset=dataset)
+    probabilities = json.loads((distribution_dir / "architecture_parameters.json").read_text())["probabilities"]
+    fitting = [one for one in all_networks(space) if TABLE.predict(one).latency_ms <= constraint.search_limit]
+    best = max(fitting, key=lambda one: math.prod(probabilities[name][option] for name, option in one.choices.items()))
+    assert result.best.architecture == best and result.method == "dnas" and result.evaluations == 1
+    assert load_architecture(tmp_path / "best.json") == best
+
+
+def test_dnas_needs_architecture_parameters(search, tmp_path):
+    with pytest.raises(InputError, match="darts, fbnet or proxyless"):
+        search(tmp_path, settings=replace(SETTINGS, method="dnas"))
