@@ -27,7 +27,7 @@ def compile_command(
     say(f"Compiling {space.name} ({big(space.size)} networks) for {settings.device} with {settings.data}.")
     from hwnas.pipeline.compile import compile_space
 
-    summary = compile_space(settings, space, output, progress_bar, overwrite)
+    summary = compile_space(settings, space, output, progress_bar, overwrite, say)
     if json:
         print_json(asdict(summary))
         return
@@ -36,10 +36,14 @@ def compile_command(
                 [(row.name, ms(row.predicted_ms), f"{ms(row.predicted_lower_ms)} to {ms(row.predicted_upper_ms)}",
                   ms(row.measured_ms), percent(row.accuracy), quantity(row.macs), quantity(row.parameters))
                  for row in summary.networks])
+    print_table("\nRounds of search, export and certification",
+                ("round", "limit ms", "predicted ms", "measured ms", "budget use", "sessions above", "verdict"),
+                [(str(row.number), ms(row.limit_ms), ms(row.predicted_ms), ms(row.measured_ms), percent(row.budget_use),
+                  f"{row.above} of {row.observations}", row.verdict) for row in summary.history])
     winner = summary.networks[0]
-    word = "held" if summary.verdict == "kept" else "did not hold"
-    notes = [f"The promise {word}: measured {ms(winner.measured_ms)} ms, {100 * winner.measured_ms / summary.budget_ms:.0f} % of "
-             f"the budget, after {summary.rounds} round(s)."]
+    notes = [f"The promise is {summary.verdict}: p{100 * summary.quantile:g} within {summary.budget_ms:g} ms at "
+             f"{100 * summary.confidence:g} % confidence, {summary.above} of {summary.observations} fresh sessions above it; "
+             f"measured {ms(winner.measured_ms)} ms, {percent(summary.budget_use)} of it, after {summary.rounds} round(s)."]
     if not summary.promised:
         notes.append("The budget is so near the fastest network that only the prediction, not its upper end, is within it.")
     notes += ["Accuracy is on test images that neither training nor search has seen.", f"Artefact: {summary.artifact}"]

@@ -1,7 +1,8 @@
 """Makes the artefact of a network: model, golden inputs and outputs, a script that runs it, and the manifest.
 
 The folder appears whole or not at all: it is built beside its destination, under a hidden name, and renamed at the end.
-Nothing is shipped unless ONNX Runtime and PyTorch agree on real images.
+Nothing is shipped unless the format's own runtime, given the very files that are shipped, and PyTorch agree on real images. Where
+an engine is built that cannot run here, the model that it is built from must agree, and the manifest says what was not run.
 """
 
 import errno
@@ -20,25 +21,27 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from hwnas.errors import InputError, UnavailableError, VerificationError
+import hwnas
+from hwnas.errors import InputError, VerificationError
+from hwnas.export.formats import MODEL_FILE, FormatOptions
+from hwnas.export.making import Labels, Maker
 from hwnas.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
-    MODEL_FILE,
     SCRIPT_FILE,
     Manifest,
+    Preprocessing,
     load_manifest,
     make_manifest,
     save_manifest,
 )
-from hwnas.export.parity import check_parity, run_model
-from hwnas.export.script import RUN_SCRIPT
+from hwnas.export.parity import RELATIVE_TOLERANCE, SMALLEST_SCALE
 from hwnas.files import sha256_file, write_atomic
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.network import Network
 from hwnas.latency.table import Prediction
-from hwnas.lower.onnx import to_onnx
 from hwnas.lower.weights import Weights
 
 
@@ -56,15 +59,15 @@ class Artifact:
 
     @property
     def model_path(self) -> Path:
-        """The ONNX file."""
+        """The ONNX file, of the format `onnx`."""
         return self.directory / MODEL_FILE
 
 
 def export_network(network: Network, weights: Weights, output_dir: str | os.PathLike[str], *, images: NDArray[np.float32],
                    name: str = "network", architecture: Architecture | None = None, batch_size: int = 1,
-                   labels: Sequence[int] | NDArray[np.integer] | None = None,
-                   preprocessing: Mapping[str, Any] | None = None, classes: Sequence[str] = (),
+                   labels: Labels | None = None, preprocessing: Mapping[str, Any] | None = None, classes: Sequence[str] = (),
                    accuracy: float | None = None, budget_ms: float | None = None, prediction: Prediction | None = None,
+                   options: FormatOptions | None = None, tested: tuple[NDArray[np.float32], Labels] | None = None,
                    overwrite: bool = False) -> Artifact:
     """Exports a classifier as a verified artefact.
 
@@ -72,53 +75,61 @@ def export_network(network: Network, weights: Weights, output_dir: str | os.Path
         network: What to export.
         weights: `{node}.{parameter}` arrays.
         output_dir: The folder to make.
-        images: (N, C, H, W) float32, real and preprocessed; the model must agree with PyTorch on all of them, and they are
-            kept as golden inputs. Eight are plenty.
+        images: (N, C, H, W) float32, real ones; the model must agree with PyTorch on all of them, and they are kept as golden
+            inputs. Eight are plenty. As the model takes them: preprocessed, or pixel values where it includes that.
         name: What the network is called.
         architecture: Where the network stands in its space; None for a network of no space.
-        batch_size: Images in a batch, fixed in the model, as it was profiled.
+        batch_size: Images in a batch, fixed in the model, as it was profiled; of no meaning where it is left open.
         labels: (N,), kept beside the golden images for whoever looks at them.
         preprocessing: `size`, `channels`, `mean` and `std`: what images must go through.
         classes: Names of the outputs.
         accuracy: Top-1 that was measured before, 0 to 1.
         budget_ms: What the latency must stay within.
         prediction: The predicted latency and its interval.
+        options: Format, precision and the like; fp32 ONNX unless given.
+        tested: More images as `images` is, and their labels, on which the accuracy must not suffer.
         overwrite: Replaces an artefact that is already there.
 
     Raises:
-        InputError: An argument does not fit the network, or the folder exists.
-        UnavailableError: PyTorch or ONNX Runtime is missing.
-        VerificationError: The weights or the outputs are not finite, or ONNX Runtime and PyTorch disagree. No artefact
-            is left.
+        InputError: An argument does not fit the network, the format does not take it, or the folder exists.
+        UnavailableError: PyTorch, the format's runtime or its converter is missing.
+        VerificationError: The weights or the outputs are not finite, or the model and PyTorch disagree: the message names the
+            first layer that departs. No artefact is left.
     """
+    options = options or FormatOptions()
+    chosen = options.check()
     _check_arguments(network, images, labels, classes)
+    if tested is not None:
+        _check_arguments(network, *tested, classes)
     _check_finite(weights)
-    metadata = {"name": name}
-    if architecture:
-        metadata |= {"space": architecture.space, "space_hash": architecture.space_hash,
-                     "architecture": json.dumps(architecture.to_dict())}
+    maker = Maker(network, weights, options, chosen, batch_size, _preprocessing(preprocessing, options))
     with _new_folder(output_dir, overwrite) as folder:
-        model = to_onnx(network, weights, batch_size=batch_size, metadata=metadata)
-        onnx.checker.check_model(model, full_check=True)
-        content = model.SerializeToString()
-        logits, torch_version = _run_torch(network, weights, images)
-        parity = check_parity(logits, run_model(content, images), "ONNX Runtime and PyTorch")
-        golden = {"images": images, "logits": logits} | ({} if labels is None else {"labels": np.asarray(labels)})
-        for file_name, data in ((MODEL_FILE, content), (GOLDEN_FILE, _npz(golden)), (SCRIPT_FILE, RUN_SCRIPT.encode())):
+        torch_version = maker.require_what_it_needs()
+        logits = maker.run_torch(network, images)
+        contents, layers = maker.make(images, logits, _metadata(name, architecture, torch_version))
+        batch = None if options.dynamic_batch else batch_size
+        golden = {"images": images, "logits": logits} | ({} if labels is None else {"labels": np.asarray(labels)}) | layers
+        script = chosen.script(precision=options.precision, batch=batch, raw_images=options.include_preprocessing,
+                               relative=RELATIVE_TOLERANCE[maker.rounding], floor=SMALLEST_SCALE)
+        for file_name, data in (*contents.items(), (GOLDEN_FILE, _npz(golden)), (SCRIPT_FILE, script.encode())):
             write_atomic(folder / file_name, data)
+        shipped = {file_name: (folder / file_name).read_bytes() for file_name in contents}
         manifest = make_manifest({
             "name": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {"hwnas": model.producer_version, "onnx": onnx.__version__, "onnxruntime": _version("onnxruntime"),
-                         "torch": torch_version, "numpy": np.__version__},
-            "format": "onnx",
+            "versions": _versions(torch_version) | maker.runtime_version(),
+            "format": options.format,
+            "precision": options.precision,
+            "rounding": maker.rounding,
+            "compute_capabilities": list(chosen.compute_capabilities(options)),
             "files": {path.name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
                       for path in sorted(folder.iterdir())},
-            "input_shape": [batch_size, *network.input_shape],
+            "input_shape": [batch, *network.input_shape],
+            "outputs": network.output_shape.channels,
             "architecture": architecture.to_dict() if architecture else None,
             "macs": network.macs,
             "parameters": network.parameters,
-            "preprocessing": dict(preprocessing) if preprocessing is not None else None,
+            "preprocessing": maker.preprocessing,
             "classes": list(classes),
             "accuracy": accuracy,
             "budget_ms": budget_ms,
@@ -127,9 +138,7 @@ def export_network(network: Network, weights: Weights, output_dir: str | os.Path
             "predicted_upper_ms": prediction.upper_ms if prediction else None,
             "measured_ms": None,
             "measurement": None,
-            "parity_max_abs": parity.max_abs,
-            "parity_tolerance": parity.tolerance,
-            "parity_top1_agreement": parity.top1_agreement,
+            **maker.compare(shipped, images, logits, tested),
         })
         save_manifest(manifest, folder)
     return Artifact(Path(output_dir).resolve(), manifest)
@@ -153,8 +162,7 @@ def record_measurement(directory: str | os.PathLike[str], measured: Mapping[str,
     return manifest
 
 
-def _check_arguments(network: Network, images: NDArray[np.float32], labels: Sequence[int] | NDArray[np.integer] | None,
-                     classes: Sequence[str]) -> None:
+def _check_arguments(network: Network, images: NDArray[np.float32], labels: Labels | None, classes: Sequence[str]) -> None:
     if network.output not in network.vectors:
         raise InputError(f"An exported network ends in a linear layer, but this one gives {network.output_shape} feature "
                          "maps: add a head.")
@@ -178,28 +186,36 @@ def _check_finite(weights: Weights) -> None:
                                     "again with a lower learning rate.")
 
 
-def _run_torch(network: Network, weights: Weights, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:
+def _preprocessing(given: Mapping[str, Any] | None, options: FormatOptions) -> Preprocessing | None:
+    if given is None:
+        if options.include_preprocessing:
+            raise InputError("Pre-processing goes into a model as the mean and standard deviation of its data, but this one was "
+                             "not trained on any: leave --include-preprocessing out.")
+        return None
     try:
-        import torch
+        return Preprocessing(**{**given, "in_model": options.include_preprocessing})
+    except (ValidationError, TypeError) as error:
+        raise InputError(f"Pre-processing must be size, channels, mean and std, but is {dict(given)} "
+                         f"({str(error).splitlines()[0]}): correct it.") from None
 
-        from hwnas.lower.torch import to_torch
-    except ModuleNotFoundError:
-        raise UnavailableError("An export is compared with PyTorch, which is not installed; run: pip install "
-                               "'hwnas[train]'.") from None
-    with torch.inference_mode():
-        return to_torch(network, weights).eval()(torch.tensor(images)).numpy(), torch.__version__
+
+def _metadata(name: str, architecture: Architecture | None, torch_version: str) -> dict[str, str]:
+    """What the model says of itself, wherever it goes without its manifest."""
+    properties = {"name": name, "versions": json.dumps(_versions(torch_version))}
+    if architecture:
+        properties |= {"space": architecture.space, "space_hash": architecture.space_hash,
+                       "architecture": json.dumps(architecture.to_dict())}
+    return properties
+
+
+def _versions(torch_version: str) -> dict[str, str]:
+    return {"hwnas": hwnas.__version__, "onnx": onnx.__version__, "torch": torch_version, "numpy": np.__version__}
 
 
 def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    return metadata.version(package)
 
 
 @contextmanager

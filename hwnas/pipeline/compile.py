@@ -1,4 +1,4 @@
-"""The whole pipeline from one configuration: profile, train, search, export, measure, and again until the promise holds.
+"""The whole pipeline from one configuration: profile, train, search, export, certify, and again until the promise is kept.
 
 Every stage leaves its files in the output folder and finds what an earlier run left there, so that an interrupted run
 continues, and another budget reuses table, supernet and scores:
@@ -7,18 +7,20 @@ continues, and another budget reuses table, supernet and scores:
     OUTPUT/supernet/                     the trained supernet
     OUTPUT/<budget>ms/search-<limit>ms-<table>/  a search; each round has a limit on predictions, and a table, of its own
     OUTPUT/<budget>ms/artifact/          the artefact
+    OUTPUT/<budget>ms/rounds.json        how every round ended, written after each
     OUTPUT/<budget>ms/summary.json       what came out, beside the space's smallest, largest and a random network
 """
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hwnas.data import Dataset, load_dataset
 from hwnas.errors import InfeasibleError, InputError
+from hwnas.export.manifest import Manifest
 from hwnas.files import write_json
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.steps import Space
@@ -36,12 +38,14 @@ from hwnas.runtimes.base import RuntimeConfig
 from hwnas.search.evolution import EvolutionConfig
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.evaluate import check_dataset
+from hwnas.supernet.methods import Budget, find_method
 from hwnas.supernet.train import load_supernet, train_supernet
 
 Bar = Callable[[int, int, str], None]
 Stage = Callable[[str], AbstractContextManager[Bar]]  # opens a progress bar with a title
 
 SUMMARY_SCHEMA = "hwnas.summary/1"
+ROUNDS_SCHEMA = "hwnas.rounds/1"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,38 @@ class NetworkReport:
 
 
 @dataclass(frozen=True)
+class RoundReport:
+    """One search and export, and what the test said of it.
+
+    Attributes:
+        number: Counts from 1.
+        limit_ms: Predicted latency that the search might use.
+        predicted_ms: Predicted latency of what it found.
+        measured_ms: Measured latency of that.
+        certifiable_ms: The least budget that the same measurement would have shown kept.
+        verdict: `kept`, `broken` or `undecided`.
+        observations: Fresh sessions of the test.
+        above: How many of them were above the budget.
+        budget_use: Measured latency over the budget: far below 1, the limit was stricter than it had to be.
+    """
+
+    number: int
+    limit_ms: float
+    predicted_ms: float
+    measured_ms: float
+    certifiable_ms: float
+    verdict: str
+    observations: int
+    above: int
+    budget_use: float
+
+    def __str__(self) -> str:
+        return (f"Round {self.number}: searched within {self.limit_ms:.4g} ms, found {self.predicted_ms:.4g} ms, measured "
+                f"{self.measured_ms:.4g} ms or {100 * self.budget_use:.1f} % of the budget; {self.verdict}, with {self.above} of "
+                f"{self.observations} sessions above it.")
+
+
+@dataclass(frozen=True)
 class CompileSummary:
     """What a compilation found.
 
@@ -67,8 +103,14 @@ class CompileSummary:
         artifact: The artefact's folder.
         budget_ms: The budget.
         promised: The budget was met by the upper end of the prediction.
-        verdict: `kept` or `broken`: the measured latency against the budget.
-        rounds: Searches until the promise held.
+        verdict: `kept`: that the latency is within the budget was shown by a test.
+        quantile: Of latency over fresh sessions that the test was of.
+        confidence: Of the test.
+        observations: Fresh sessions that it took.
+        above: How many of them were above the budget.
+        budget_use: Measured latency over the budget.
+        rounds: Searches until the promise was kept.
+        history: Every round.
         feasible_range_ms: Predicted latency of the space's fastest and slowest network.
         held_out: The table's error on networks that no fit has seen.
         networks: The winner first, then what it is compared with.
@@ -78,14 +120,20 @@ class CompileSummary:
     budget_ms: float
     promised: bool
     verdict: str
+    quantile: float
+    confidence: float
+    observations: int
+    above: int
+    budget_use: float
     rounds: int
+    history: tuple[RoundReport, ...]
     feasible_range_ms: tuple[float, float]
     held_out: dict[str, float]
     networks: tuple[NetworkReport, ...]
 
 
 def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike[str], stage: Stage,
-                  overwrite: bool = False) -> CompileSummary:
+                  overwrite: bool = False, say: Callable[[str], None] = lambda text: None) -> CompileSummary:
     """Runs the pipeline, or what is left of it.
 
     Args:
@@ -94,14 +142,16 @@ def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike
         output: The folder; whatever an earlier run of the same configuration left in it is used.
         stage: Opens a progress bar.
         overwrite: Discard supernet and searches of another configuration in that folder.
+        say: Is told what is to be shown, and how every round ended.
 
     Raises:
-        InfeasibleError: No network meets the budget, or none was found whose measured latency does.
+        InfeasibleError: No network meets the budget, or none was found of which that can be shown.
         InputError: Space, data, table and device do not fit together, or the folder holds the results of another configuration.
         VerificationError: The exported model does not compute what PyTorch computes.
     """
     root = Path(output)
     train = TrainConfig(**config.train.model_dump(), seed=config.seed)
+    needs_budget = find_method(train.method).needs_budget
     _refuse_known_impossible(config, space, root)
     with stage("data") as bar:
         bar(0, 1, config.data)
@@ -114,10 +164,10 @@ def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike
     latency_constraint(table, budget_ms)  # an impossible budget ends here, before anything is trained
     supernet_dir = root / "supernet"
     with stage("train") as bar:
-        train_supernet(space, dataset, supernet_dir, train, data_source={"spec": config.data, "seed": config.seed},
-                       overwrite=overwrite, progress=lambda done, total, loss, speed: bar(
-                           done, total, f"loss {loss:.3f}, {speed:.0f} images/s"))
-    run = _Run(config, root, root / f"{budget_ms:.6g}ms", dataset, supernet_dir, target, budget_ms, stage, overwrite)
+        train_supernet(space, dataset, supernet_dir, train, budget=Budget(table, budget_ms) if needs_budget else None,
+                       data_source={"spec": config.data, "seed": config.seed}, overwrite=overwrite,
+                       progress=lambda done, total, loss, speed: bar(done, total, f"loss {loss:.3f}, {speed:.0f} images/s"))
+    run = _Run(config, root, root / f"{budget_ms:.6g}ms", dataset, supernet_dir, target, budget_ms, stage, overwrite, say)
     return run.execute(table)
 
 
@@ -134,39 +184,58 @@ class _Run:
     budget_ms: float
     stage: Stage
     overwrite: bool
+    say: Callable[[str], None]
 
     def execute(self, table: LatencyTable) -> CompileSummary:
-        nearest = limit = math.inf
-        for number in range(1, self.config.export.rounds + 1):
-            constraint = latency_constraint(table, self.budget_ms)
-            constraint = replace(constraint, search_limit=min(limit, constraint.search_limit))
+        plan = self.config.export.certification()
+        self.say(f"To be shown for {self.budget_ms:g} ms: {plan}.")
+        failed: dict[Architecture, float] = {}
+        history: list[RoundReport] = []
+        while len(history) < self.config.export.rounds:
+            constraint = next_constraint(table, self.budget_ms, failed)
+            if constraint is None:
+                break
             best = self._search(table, constraint)
-            artifact = export_from_supernet(
-                self.supernet_dir, best, self.folder / "artifact", dataset=self.dataset, budget_ms=self.budget_ms,
-                prediction=table.predict(best), calibration_images=self.config.search.calibration_images,
-                batch_size=self.target.batch_size, overwrite=True)
-            with self.stage("measure") as bar:
-                manifest, measurement = measure_artifact(artifact.directory, self.target, self.config.export.sessions,
-                                                         lambda done, total: bar(done, total, "the artefact"))
-            assert manifest.measured_ms is not None and manifest.measurement is not None  # just recorded
-            if manifest.measured_ms <= self.budget_ms:
+            manifest, record = self._certified(table, best)
+            report = _round_report(len(history) + 1, constraint, manifest)
+            history.append(report)
+            self.say(str(report))
+            write_json(self.folder / "rounds.json", {
+                "schema": ROUNDS_SCHEMA, "budget_ms": self.budget_ms, "quantile": plan.quantile, "confidence": plan.confidence,
+                "rounds": [asdict(one) for one in history]})
+            if report.verdict == "kept":
                 trellis = Trellis(table.search_space, table)
-                summary = CompileSummary(str(artifact.directory), self.budget_ms, constraint.promised,
-                                         manifest.measurement.verdict, number, (trellis.min_cost(), trellis.max_cost()),
-                                         asdict(table.held_out),
-                                         tuple(self._reports(trellis, table, constraint, best, manifest.measured_ms)))
+                summary = CompileSummary(
+                    str(self._artifact), self.budget_ms, constraint.promised, report.verdict, plan.quantile, plan.confidence,
+                    report.observations, report.above, report.budget_use, len(history), tuple(history),
+                    (trellis.min_cost(), trellis.max_cost()), asdict(table.held_out),
+                    tuple(self._reports(trellis, table, constraint, best, report.measured_ms)))
                 write_json(self.folder / "summary.json", {"schema": SUMMARY_SCHEMA, **asdict(summary)})
                 return summary
-            nearest = min(nearest, manifest.measured_ms)
-            sessions = tuple(session.ratios for session in measurement.sessions)
-            table = table.with_networks([NetworkRecord(choices=dict(best.choices), sessions=sessions, role="exported")])
+            table = table.with_networks([record])
             table.save(self.root / "table.json")
-            # One more point hardly moves the calibration: what this network overran by is taken off the limit as well, down
-            # to the fastest network, which is tried before giving up.
-            limit = max(constraint.search_limit * self.budget_ms / manifest.measured_ms,
-                        Trellis(table.search_space, table).min_cost())
-        raise InfeasibleError(f"No network was found that measures within {self.budget_ms:g} ms in {number} "
-                              f"rounds; the nearest measures {nearest:.3f} ms: raise the budget or export.rounds.")
+            failed[best] = report.certifiable_ms
+        nearest = min(history, key=lambda one: one.certifiable_ms)
+        raise InfeasibleError(f"No network was found of which {plan.claim} can be shown for {self.budget_ms:g} ms, in "
+                              f"{len(history)} round(s); the nearest measures {nearest.measured_ms:.4g} ms and could be promised "
+                              f"for {nearest.certifiable_ms:.4g} ms: raise the budget or export.rounds.")
+
+    @property
+    def _artifact(self) -> Path:
+        return self.folder / "artifact"
+
+    def _certified(self, table: LatencyTable, best: Architecture) -> tuple[Manifest, NetworkRecord]:
+        """Exports what a search found and has its budget tested: the manifest, and what the calibration may learn from it."""
+        artifact = export_from_supernet(
+            self.supernet_dir, best, self._artifact, dataset=self.dataset, budget_ms=self.budget_ms,
+            prediction=table.predict(best), calibration_images=self.config.search.calibration_images,
+            batch_size=self.target.batch_size, overwrite=True)
+        with self.stage("certify") as bar:
+            manifest, measurement = measure_artifact(
+                artifact.directory, self.target, plan=self.config.export.certification(),
+                progress=lambda done, total: bar(done, total, "the artefact"))
+        sessions = tuple(session.ratios for session in measurement.sessions)
+        return manifest, NetworkRecord(choices=dict(best.choices), sessions=sessions, role="exported")
 
     def _search(self, table: LatencyTable, constraint: Constraint) -> Architecture:
         settings = self.config.search
@@ -198,6 +267,47 @@ class _Run:
                 yield NetworkReport(name, dict(architecture.choices), prediction.latency_ms, prediction.lower_ms,
                                     prediction.upper_ms, measured_ms, accuracy, network.macs, network.parameters)
                 bar(index + 1, len(rows), name)
+
+
+def next_constraint(table: LatencyTable, budget_ms: float, failed: Mapping[Architecture, float]) -> Constraint | None:
+    """What the next search may use, after networks of which the budget could not be shown joined the table's calibration.
+
+    One more network hardly moves a calibration, so that alone would find the same network again. What a network would have to be
+    promised for beyond the budget is therefore taken off the limit as well, as a share of what the table predicts of it *now*: as
+    far as the calibration has learned from it, it is not taken off twice. So a network that failed is above the limit, but for
+    the fastest, to which the limit goes down before giving up.
+
+    Args:
+        table: The table, the failed networks among its own.
+        budget_ms: The budget.
+        failed: What each network that failed could have been promised for, in ms.
+
+    Returns:
+        The constraint; None when the fastest network has failed, or is predicted above the budget by now.
+
+    Raises:
+        InfeasibleError: Even the fastest network is predicted above the budget, and none has failed yet.
+    """
+    trellis = Trellis(table.search_space, table)
+    if failed and not trellis.feasible(budget_ms):
+        return None
+    constraint = latency_constraint(table, budget_ms)
+    limits = [table.predict(one).latency_ms * budget_ms / certifiable_ms for one, certifiable_ms in failed.items()]
+    limit = min([constraint.search_limit, *limits])
+    if not trellis.feasible(limit):
+        if trellis.cheapest() in failed:
+            return None
+        limit = trellis.min_cost()
+    return replace(constraint, search_limit=limit)
+
+
+def _round_report(number: int, constraint: Constraint, manifest: Manifest) -> RoundReport:
+    found = manifest.measurement
+    if (found is None or found.certifiable_ms is None or found.observations is None or found.above is None
+            or manifest.predicted_ms is None):
+        raise AssertionError("an artefact with a budget and a prediction has just been certified")
+    return RoundReport(number, constraint.search_limit, manifest.predicted_ms, found.latency_ms, found.certifiable_ms,
+                       found.verdict, found.observations, found.above, found.latency_ms / constraint.limit)
 
 
 def _table(config: CompileConfig, space: Space, root: Path, stage: Stage) -> LatencyTable:

@@ -8,6 +8,13 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hwnas.errors import InputError
+from hwnas.export.certify import (
+    LARGEST_CONFIDENCE,
+    LARGEST_QUANTILE,
+    LEAST_CONFIDENCE,
+    LEAST_QUANTILE,
+    CertificationPlan,
+)
 from hwnas.files import read_yaml
 
 
@@ -37,6 +44,7 @@ class TrainSection(_Section):
     """How the supernet is trained."""
 
     method: str = "spos"
+    sharing: str = "options"
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(0.3, gt=0)
@@ -47,7 +55,7 @@ class TrainSection(_Section):
 class SearchSection(_Section):
     """How the space is searched."""
 
-    method: Literal["evolution", "random"] = "evolution"
+    method: Literal["evolution", "random", "dnas"] = "evolution"
     population: int = Field(50, ge=1)
     generations: int = Field(20, ge=1)
     parents: int = Field(10, ge=1)
@@ -57,10 +65,25 @@ class SearchSection(_Section):
 
 
 class ExportSection(_Section):
-    """How the artefact is checked."""
+    """How the artefact's promise is certified."""
 
-    sessions: int = Field(5, ge=1, le=100)
-    rounds: int = Field(3, ge=1, le=20)  # of search and export until the promise holds
+    quantile: float = Field(0.5, ge=LEAST_QUANTILE, le=LARGEST_QUANTILE)  # of latency over fresh sessions
+    confidence: float = Field(0.95, ge=LEAST_CONFIDENCE, le=LARGEST_CONFIDENCE)
+    max_sessions: int | None = Field(None, ge=1, le=10_000)  # of a certification; None for five times the fewest
+    sessions: int = Field(5, ge=1, le=100)  # of each network that the result is compared with
+    rounds: int = Field(3, ge=1, le=20)  # of search and export until the promise is kept
+
+    def certification(self) -> CertificationPlan:
+        """The test."""
+        return CertificationPlan(self.quantile, self.confidence, self.max_sessions)
+
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> Self:
+        try:
+            self.certification()
+        except InputError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return self
 
 
 class CompileConfig(_Section):

@@ -1,22 +1,29 @@
-"""Times a finished model on its target in a table's milliseconds, and says whether a promise held."""
+"""Times a finished model on its target in a table's milliseconds, and certifies that it keeps its budget."""
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from hwnas.errors import InputError
+from hwnas.errors import InputError, UnavailableError
 from hwnas.export.artifact import record_measurement
-from hwnas.export.manifest import MODEL_FILE, Manifest, load_manifest
-from hwnas.export.verify import verify_artifact
+from hwnas.export.certify import Certification, CertificationPlan
+from hwnas.export.formats import FORMATS
+from hwnas.export.loading import LoadedArtifact, load_artifact
+from hwnas.export.manifest import Manifest, load_manifest
+from hwnas.export.verify import verify_loaded
 from hwnas.latency.interchange import IMPORTED
 from hwnas.latency.table import LatencyTable
 from hwnas.profiling.device import open_device
 from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.measure import Measurement, measure_model
+from hwnas.profiling.session import SessionSamples
 from hwnas.profiling.timing import TimingPlan
-from hwnas.runtimes.base import RuntimeConfig
+from hwnas.runtimes.base import Program, RuntimeConfig
+from hwnas.runtimes.onnx_model import read_onnx
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,36 @@ class Target:
     cpus: tuple[int, ...] = ()
     anchor_ms: float | None = None
 
-    def measure(self, model: bytes, sessions: int, progress: Callable[[int, int], None] | None = None) -> Measurement:
-        """Times ONNX bytes over fresh sessions."""
+    def measure(self, model: bytes | Program, sessions: int, progress: Callable[[int, int], None] | None = None) -> Measurement:
+        """Times ONNX bytes, or a prepared program, over fresh sessions."""
         with open_device(self.device, self.config, self.cpus) as device:
             return measure_model(device, model, TimingPlan(), sessions, progress)
+
+    def certify(self, model: bytes | Program, budget_ms: float, plan: CertificationPlan,
+                progress: Callable[[int, int], None] | None = None) -> tuple[Certification, Measurement]:
+        """Times a model in one fresh session after the other, until the test decides or the plan's sessions are spent.
+
+        Args:
+            model: ONNX bytes, from which every session builds its own engine where the runtime has any; or a prepared program.
+            budget_ms: What the latency must be within.
+            plan: The claim that is tested, and how many sessions may be spent.
+            progress: Called with (done, total) after each session; the total is the most until the test has decided.
+        """
+        sessions: list[SessionSamples] = []
+        with open_device(self.device, self.config, self.cpus) as device:
+            for count in range(1, plan.most + 1):
+                sessions += measure_model(device, model, TimingPlan(), sessions=1).sessions
+                found = plan.judge([self.latency_ms(session) for session in sessions], budget_ms)
+                decided = found.verdict != "undecided"
+                if progress is not None:
+                    progress(count, count if decided else plan.most)
+                if decided:
+                    break
+        return found, Measurement(tuple(sessions))
+
+    def latency_ms(self, session: SessionSamples) -> float:
+        """A session's median."""
+        return median(session.ratios) * (session.anchor_ms if self.anchor_ms is None else self.anchor_ms)
 
     def milliseconds(self, measurement: Measurement) -> dict[str, float]:
         """Latency with its 95 % interval, and the ratios behind them."""
@@ -65,6 +98,25 @@ def load_target(device: str, threads: int = 1, precision: str = "fp32", batch_si
     with open_device(device, config, cpus) as opened:
         environment = opened.environment(batch_size)
     return Target(device, config, batch_size, environment, cpus)
+
+
+def artifact_target(directory: str | os.PathLike[str], device: str | None = None, threads: int = 1,
+                    precision: str | None = None) -> Target:
+    """A device for an artefact.
+
+    Args:
+        directory: The artefact.
+        device: The device's name; None for the artefact's own runtime on this machine.
+        threads: Of the runtime.
+        precision: What it computes in; None for what the artefact was made for.
+
+    Raises:
+        InputError: The folder is no artefact, or there is no such runtime or precision.
+        UnavailableError: The device cannot be reached, or the runtime is not usable there.
+    """
+    manifest = load_manifest(directory)
+    return load_target(device or FORMATS[manifest.format].runtime, threads, precision or manifest.precision,
+                       batch_size=manifest.input_shape[0] or 1)
 
 
 def target_of_table(table: LatencyTable, device: str | None = None) -> Target:
@@ -92,36 +144,65 @@ def target_of_table(table: LatencyTable, device: str | None = None) -> Target:
     return replace(target, anchor_ms=table.anchor_ms)
 
 
-def read_model(path: str | os.PathLike[str]) -> bytes:
-    """ONNX bytes of a file, or of an artefact's model if it is as the manifest says.
+def read_model(path: str | os.PathLike[str], target: Target | None = None, trust_engine: bool = False) -> bytes | Program:
+    """What is timed of a file or of an artefact, which is verified first.
+
+    Args:
+        path: An ONNX file, with weights that lie beside it, or an artefact's folder.
+        target: What it is timed on; None for ONNX, whatever it is timed on.
+        trust_engine: Take an artefact's model even if it is not the one that was exported.
 
     Raises:
-        InputError: The file cannot be read, or the folder is no artefact.
-        VerificationError: The artefact's model is not the one that was exported.
+        InputError: The file cannot be read, is no ONNX, or names weights elsewhere than in its own folder; or the target is not
+            what the artefact was made for.
+        VerificationError: The artefact is not as it was exported.
     """
     place = Path(path)
-    if place.is_dir():
-        verify_artifact(place)
-        place = place / MODEL_FILE
-    try:
-        return place.read_bytes()
-    except OSError as error:
-        raise InputError(f"The model {path} cannot be read ({error.strerror}): check the path.") from None
+    if not place.is_dir():
+        return read_onnx(place).content
+    loaded = load_artifact(place, trust_engine)
+    with suppress(UnavailableError):  # its runtime may be on the device alone; the hashes are right in any case
+        verify_loaded(loaded)
+    return loaded.onnx_model() if target is None else artifact_model(loaded, target)
+
+
+def artifact_model(artifact: LoadedArtifact, target: Target) -> bytes | Program:
+    """What is timed of an artefact: ONNX, which every runtime takes, or the very files that its own runtime loads.
+
+    Raises:
+        InputError: The target has another runtime or computes in another precision than the artefact was made for.
+    """
+    manifest = artifact.manifest
+    if manifest.format == "onnx":
+        return artifact.onnx_model()
+    made_for = artifact.format.runtime, manifest.precision
+    if (target.environment.get("runtime"), target.config.precision) != made_for:
+        raise InputError(f"An artefact of the format {manifest.format} in {manifest.precision} runs in {made_for[0]}, but the "
+                         f"target is {target.environment.get('runtime')} in {target.config.precision}: choose another, or export "
+                         "the network as onnx.")
+    return artifact.program()
 
 
 def measure_artifact(directory: str | os.PathLike[str], target: Target, sessions: int = 5,
-                     progress: Callable[[int, int], None] | None = None) -> tuple[Manifest, Measurement]:
-    """Times an artefact's model and records it in the manifest, with the verdict on its budget."""
-    folder = Path(directory)
-    manifest = load_manifest(folder)
-    measurement = target.measure((folder / MODEL_FILE).read_bytes(), sessions, progress)
-    figures = target.milliseconds(measurement)
-    record = {**figures, "sessions": [session.ratios for session in measurement.sessions], "environment": target.environment}
-    return record_measurement(folder, record, verdict(figures, manifest.budget_ms)), measurement
+                     progress: Callable[[int, int], None] | None = None,
+                     plan: CertificationPlan | None = None) -> tuple[Manifest, Measurement]:
+    """Times an artefact's model and records it in the manifest, with the verdict on its budget.
 
-
-def verdict(figures: dict[str, float], budget_ms: float | None) -> str:
-    """`kept`, `broken` or `no budget`: whether the measured latency is within the budget."""
-    if budget_ms is None:
-        return "no budget"
-    return "kept" if figures["latency_ms"] <= budget_ms else "broken"
+    Args:
+        directory: The artefact.
+        target: Where it is to run.
+        sessions: Fresh sessions of an artefact without a budget.
+        progress: Called with (done, total) after each session.
+        plan: How a budget is certified.
+    """
+    loaded = load_artifact(directory)
+    manifest, model = loaded.manifest, artifact_model(loaded, target)
+    verdict, test = "no budget", dict[str, Any]()
+    if manifest.budget_ms is None:
+        measurement = target.measure(model, sessions, progress)
+    else:
+        found, measurement = target.certify(model, manifest.budget_ms, plan or CertificationPlan(), progress)
+        verdict, test = found.verdict, found.to_dict()
+    record = {**target.milliseconds(measurement), "sessions": [session.ratios for session in measurement.sessions],
+              "environment": target.environment, **test}
+    return record_measurement(directory, record, verdict), measurement

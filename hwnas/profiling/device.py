@@ -23,7 +23,7 @@ from hwnas.profiling.protocol import GREETING, READY, EndError, Message, Protoco
 from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import load_runtime
-from hwnas.runtimes.base import Runtime, RuntimeConfig, with_converter
+from hwnas.runtimes.base import Program, Runtime, RuntimeConfig, with_converter
 
 _LOGIN_LINES = 1000  # of a login script, before the agent's greeting
 _CLOSING_S = 10.0  # for an agent to end and to clean up, before what leads to it is killed
@@ -194,15 +194,15 @@ class Device:
         version = with_converter(environment["runtime_version"], self.runtime.can_prepare().version)
         return environment | {"runtime_version": version, "hwnas_version": _hwnas_version()}
 
-    def measure(self, model: bytes, plan: TimingPlan) -> SessionSamples:
-        """One fresh session of an ONNX model.
+    def measure(self, model: bytes | Program, plan: TimingPlan) -> SessionSamples:
+        """One fresh session of an ONNX model, or of a program that was prepared before.
 
         Raises:
             InputError: The runtime refuses the model, or crashes or hangs on it every time.
             UnavailableError: The device cannot be reached any more, or is another one now.
         """
         start = time.perf_counter()
-        program = self.runtime.prepare(model, self.config)
+        program = model if isinstance(model, Program) else self.runtime.prepare(model, self.config)
         question = program_message({"op": "measure", "plan": asdict(plan)}, program)
         timeout_s = self._patience.session_s + plan.max_seconds + plan.max_warmup_seconds
         try:

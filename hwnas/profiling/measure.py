@@ -8,6 +8,7 @@ from hwnas.latency.sessions import combine_sessions
 from hwnas.profiling.device import Device
 from hwnas.profiling.session import SessionSamples
 from hwnas.profiling.timing import TimingPlan
+from hwnas.runtimes import Program
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Measurement:
         return median(session.anchor_ms for session in self.sessions)
 
 
-def measure_model(device: Device, model: bytes, plan: TimingPlan, sessions: int = 5,
+def measure_model(device: Device, model: bytes | Program, plan: TimingPlan, sessions: int = 5,
                   progress: Callable[[int, int], None] | None = None) -> Measurement:
     """Measures a model over several fresh sessions.
 
     Args:
         device: Where it runs.
-        model: ONNX bytes.
+        model: ONNX bytes, or a program that was prepared before for the device's runtime and configuration.
         plan: How one session is timed.
         sessions: How many.
         progress: Called with (done, total) after each.

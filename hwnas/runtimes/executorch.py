@@ -122,13 +122,15 @@ class _ExecuTorchExecutable:
     """A program.
 
     Attributes:
-        portable: Operators outside of XNNPACK, each as often as it occurs; usually slow.
+        portable: Operators outside of XNNPACK, each as often as it occurs; usually slow. None where a program was shipped
+            without their list.
     """
 
     def __init__(self, program: Program, threads: int) -> None:
         self.inputs = program.inputs
         self.outputs = program.outputs
-        self.portable: tuple[str, ...] = tuple(json.loads(program.files[_PORTABLE]))
+        listed = program.files.get(_PORTABLE)
+        self.portable: tuple[str, ...] | None = None if listed is None else tuple(json.loads(listed))
         self._content = program.files[_PROGRAM]
         self._threads = threads
         self._loaded: weakref.WeakSet[_Inference] = weakref.WeakSet()

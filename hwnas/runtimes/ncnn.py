@@ -111,9 +111,11 @@ class _NcnnExecutable:
         self.inputs = program.inputs
         self.outputs = program.outputs
         self._net = net
-        self._batch_axes = _batch_axes(program.files[_EXAMPLE])
         self._input_blobs = [f"in{index}" for index in range(len(program.inputs))]  # pnnx gives blobs names of its own
         self._output_blobs = [f"out{index}" for index in range(len(program.outputs))]
+        example = program.files.get(_EXAMPLE)  # a model that was shipped comes without: the batch is its first dimension
+        self._batch_axes = (dict.fromkeys((*self._input_blobs, *self._output_blobs), 0) if example is None
+                            else _batch_axes(example))
         self._try_out()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

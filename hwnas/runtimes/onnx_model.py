@@ -6,10 +6,11 @@ happens to be in, and each runtime guards that lookup differently.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import InputError
 from hwnas.runtimes.base import Program, TensorInfo, one_line
@@ -55,7 +56,7 @@ def read_onnx(model: bytes | Path) -> OnnxModel:
         raise InputError(f"The model is not valid ONNX ({one_line(error)}): it is truncated or another format.") from None
     if not proto.graph.node:
         raise InputError("The model is not valid ONNX (it has no layers): check that the file is the one you meant.")
-    if any(uses_external_data(tensor) for tensor in _tensors(proto.graph)):
+    if any(uses_external_data(tensor) for tensor in tensors_of(proto)):
         if isinstance(model, bytes):
             raise InputError("The model keeps weights in another file: give the path of its .onnx file, not its bytes.")
         content = _embed_external_data(proto, model)
@@ -74,21 +75,54 @@ def _read_file(path: Path) -> bytes:
 def _embed_external_data(proto: onnx.ModelProto, path: Path) -> bytes:
     from onnx.external_data_helper import load_external_data_for_model
 
+    folder = Path(path).parent
+    for location in external_locations(proto):
+        _check_location(location, folder)
     try:
-        load_external_data_for_model(proto, str(Path(path).parent))  # refuses locations outside of that folder
+        load_external_data_for_model(proto, str(folder))
     except Exception as error:  # onnx raises its own ValidationError, OSError or ValueError here
         raise InputError(f"The external data of {path} cannot be read ({one_line(error)}): keep it beside the file.") from None
     return proto.SerializeToString()
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every constant of a graph, those of its subgraphs included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _tensors(subgraph)
+def external_locations(proto: onnx.ModelProto) -> list[str]:
+    """The files, as the model names them, that hold weights of its tensors; empty for a model that is whole."""
+    import onnx
+
+    locations = set()
+    for tensor in tensors_of(proto):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            named = [entry.value for entry in tensor.external_data if entry.key == "location"]
+            locations.update(named or [""])
+    return sorted(locations)
+
+
+def _check_location(location: str, folder: Path) -> None:
+    """External data are a plain file in the model's own folder: a model from elsewhere must not reach for other files.
+
+    Raises:
+        InputError: They are not.
+    """
+    parts = re.split(r"[/\\]", location)
+    path = folder
+    sound = not any(part in ("", "..") or ":" in part for part in parts)  # absolute, upwards, or with a drive's letter
+    for part in parts if sound else ():
+        path = path / part
+        sound = sound and not path.is_symlink()
+    if not sound or not path.is_file():
+        raise InputError(f"A model keeps its external data in plain files of its own folder, but names {location!r}, which is "
+                         "missing, a link or elsewhere: put it beside the model, if you trust where both come from.")
+
+
+def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a protobuf message, wherever it is: weights, constants, subgraphs, functions."""
+    if message.DESCRIPTOR.full_name == "onnx.TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in value if isinstance(value, Sequence) else [value]:
+                yield from tensors_of(child)
 
 
 def _typed_outputs(proto: onnx.ModelProto) -> Iterable[onnx.ValueInfoProto]:

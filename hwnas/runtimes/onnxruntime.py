@@ -1,12 +1,13 @@
 """ONNX Runtime on the CPU (`onnxruntime-cpu`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hwnas.errors import UnavailableError
 from hwnas.runtimes.base import (
     Availability,
     Bound,
@@ -21,6 +22,7 @@ from hwnas.runtimes.base import (
     probe_package,
 )
 from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
+from hwnas.runtimes.program_files import files_on_disk
 
 _SILENT = 4  # every error arrives as an exception as well, so nothing is lost
 
@@ -66,10 +68,21 @@ class OnnxRuntimeCpu(Runtime):
             if key.startswith("session."):
                 options.add_session_config_entry(key, value)
         try:
-            session = ort.InferenceSession(program.files[ONNX_FILE], options, providers=[settings["provider"]])
+            session = _session(partial(ort.InferenceSession, sess_options=options, providers=[settings["provider"]]), program)
+        except UnavailableError:
+            raise
         except Exception as error:  # its exceptions share no base class
             raise compile_refusal(self, error) from None
         return _OnnxRuntimeExecutable(session, program)
+
+
+
+def _session(make: Callable[[bytes | str], Any], program: Program) -> Any:
+    """A session of a whole model, or of one whose weights lie beside it."""
+    if len(program.files) == 1:
+        return make(program.files[ONNX_FILE])
+    with files_on_disk(program, tuple(program.files)) as folder:
+        return make(str(folder / ONNX_FILE))
 
 
 class _OnnxRuntimeExecutable:

@@ -1,5 +1,6 @@
-"""OpenVINO on the CPU (`openvino-cpu`)."""
+"""OpenVINO on the CPU (`openvino-cpu`): reads ONNX, and its own format (IR), which is what it ships."""
 
+import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 
 # The precision is always stated: left alone, OpenVINO computes in bf16 on the CPUs that have it.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_GRAPH, _WEIGHTS = "model.xml", "model.bin"
 
 
 class OpenVinoCpu(Runtime):
@@ -57,10 +59,37 @@ class OpenVinoCpu(Runtime):
         if config.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UnavailableError(f"{self.name} cannot run in bf16: this CPU has no bf16 arithmetic; choose fp32.")
         try:
-            compiled = core.compile_model(core.read_model(program.files[ONNX_FILE]), "CPU", settings)
+            compiled = core.compile_model(_read(core, program), "CPU", settings)
         except RuntimeError as error:
             raise compile_refusal(self, error) from None
         return _OpenVinoExecutable(compiled, program)
+
+
+def to_ir(program: Program) -> Program:
+    """A prepared program in OpenVINO's own format, `model.xml` and `model.bin`, all weights as they are.
+
+    Raises:
+        InputError: OpenVINO does not take the model.
+    """
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+        try:
+            model = openvino.Core().read_model(program.files[ONNX_FILE])
+            openvino.save_model(model, Path(folder, _GRAPH), compress_to_fp16=False)
+        except RuntimeError as error:
+            raise compile_refusal(OpenVinoCpu(), error) from None
+        files = {name: Path(folder, name).read_bytes() for name in (_GRAPH, _WEIGHTS)}
+    return Program(files, program.inputs, program.outputs)
+
+
+def _read(core: Any, program: Program) -> Any:
+    if _GRAPH not in program.files:
+        return core.read_model(program.files[ONNX_FILE])
+    import openvino
+
+    weights = openvino.Tensor(np.frombuffer(program.files[_WEIGHTS], np.uint8))
+    return core.read_model(program.files[_GRAPH], weights)
 
 
 class _OpenVinoExecutable:

@@ -31,11 +31,15 @@ from hwnas.runtimes.base import (
     check_inputs,
     check_precision,
     compile_refusal,
+    one_line,
     probe_package,
 )
 from hwnas.runtimes.cuda import DeviceArray, Stream
 from hwnas.runtimes.nvidia import Gpu, gpu_settings, missing_modules, probe_gpu, why_unusable
 from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
+
+ENGINE_FILE = "model.engine"
+"""The file of a program that is an engine, already built."""
 
 PORTABLE = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that an engine of TensorRT for RTX is built for by default: all but 7.5, which lacks some kernels."""
@@ -70,6 +74,13 @@ class TensorRt(Runtime):
                                     f"{gpu.name} here has {gpu.compute_capability}; use the runtime tensorrt")
         return found
 
+    def can_build(self) -> Availability:
+        """Says whether `build_engine` works here; never raises."""
+        if not self.ahead_of_time:
+            return self.can_load()
+        reason = missing_modules([self.module], self._install)
+        return Availability(False, reason=reason) if reason else probe_package(self.module, self._install)
+
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
         check_precision(self, config)
         return {
@@ -93,8 +104,11 @@ class TensorRt(Runtime):
         found = self.can_load()
         if not found.available:
             raise UnavailableError(f"{self.name} is not usable here: {found.reason}.")
-        capabilities = (str(settings["gpu_compute_capability"]),) if self.ahead_of_time else ()
-        return _TensorRtExecutable(self, self._build(program, settings, capabilities), program)
+        engine = program.files.get(ENGINE_FILE)
+        if engine is None:
+            capabilities = (str(settings["gpu_compute_capability"]),) if self.ahead_of_time else ()
+            engine = self._build(program, settings, capabilities)
+        return _TensorRtExecutable(self, engine, program)
 
     def build_engine(self, model: bytes | Path, *, precision: str = "fp32",
                      compute_capabilities: Sequence[str] | None = None) -> bytes:
@@ -117,13 +131,25 @@ class TensorRt(Runtime):
         if compute_capabilities and not self.ahead_of_time:
             raise InputError(f"{self.name} builds for the GPU that is here, but got compute capabilities "
                              f"{list(compute_capabilities)}: leave them out, or use tensorrt-rtx.")
-        if self.ahead_of_time:
-            reason = missing_modules([self.module], self._install) or probe_package(self.module, self._install).reason
-        else:
-            reason = self.can_load().reason
+        reason = self.can_build().reason
         if reason:
             raise UnavailableError(f"{self.name} cannot build an engine here: {reason}.")
         return self._build(program, self.settings(config), (compute_capabilities or PORTABLE) if self.ahead_of_time else ())
+
+    def inspect_engine(self, engine: bytes) -> None:
+        """Reads an engine as far as this machine can: without a GPU, its header and how its parts lie in it.
+
+        Raises:
+            InputError: It is damaged, or of another version of the package.
+        """
+        trt = importlib.import_module(self.module)
+        complaints: list[str] = []
+        runtime = trt.Runtime(_logger(trt, complaints))
+        if runtime.deserialize_cuda_engine(engine) is None:
+            damage = [one for one in complaints if "Cuda Runtime" not in one]  # of which a missing GPU is the reason
+            if damage:
+                raise InputError(f"{self.name} must be able to read the engine, but says ({one_line(ValueError(damage[0]))}): "
+                                 "build it again with the version that is installed.")
 
     @property
     def _install(self) -> str:

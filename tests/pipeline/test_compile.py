@@ -1,5 +1,6 @@
 """The whole pipeline on a tiny configuration, on a real runtime; budgets are so wide that no neighbour breaks them."""
 
+import itertools
 import json
 import shutil
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from hwnas.ir.architecture import load_architecture
 from hwnas.ir.documents import space_from_dict
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import EntryRecord, load_table
-from hwnas.pipeline.compile import _budget_ms, compile_space
+from hwnas.pipeline.compile import _budget_ms, compile_space, next_constraint
 from hwnas.pipeline.config import load_config
 from hwnas.profiling.anchor import anchor_model
 from hwnas.profiling.device import open_device
@@ -26,7 +27,7 @@ from hwnas.profiling.rounds import RoundsPlan
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RuntimeConfig, load_runtime
 from hwnas.spaces.load import load_space
-from tests.pipeline.samples import all_networks
+from tests.pipeline.samples import all_networks, make_table
 
 SPACE = """
 name: four
@@ -48,7 +49,7 @@ CONFIG = {
     "profile": {"sessions": 1},
     "train": {"epochs": 2, "batch_size": 32, "threads": 1},
     "search": {"population": 4, "generations": 2, "parents": 2, "validation_images": 40, "calibration_images": 64},
-    "export": {"sessions": 1, "rounds": 2},
+    "export": {"sessions": 1, "rounds": 2, "confidence": 0.5},  # at which the first session decides
 }
 BLOCKS = 5
 QUICK = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=2, fit_sessions=1, held_out_networks=2, held_out_sessions=1,
@@ -118,11 +119,11 @@ def fingerprints(*places):
 
 def test_every_stage_leaves_its_files(compiled):
     output, summary, stages = compiled
-    assert stages.titles == ["data", "profile", "train", "search", "measure", "compare"]
+    assert stages.titles == ["data", "profile", "train", "search", "certify", "compare"]
     assert sorted(path.name for path in output.iterdir()) == ["1000ms", "supernet", "table.json"]
     assert sorted(path.name for path in (output / "supernet").iterdir()) == ["supernet.json", "supernet.safetensors"]
     (search,) = (output / "1000ms").glob("search-*")
-    assert {path.name for path in (output / "1000ms").iterdir()} == {"artifact", "summary.json", search.name}
+    assert {path.name for path in (output / "1000ms").iterdir()} == {"artifact", "rounds.json", "summary.json", search.name}
     table = load_table(output / "table.json")
     assert len(table.entries) == BLOCKS and len(table.networks) == 4 and not table.missing_workloads()
     assert summary.artifact == str(output / "1000ms" / "artifact")
@@ -183,6 +184,12 @@ def test_the_summary_compares_the_winner(compiled):
     manifest = verify_artifact(summary.artifact).manifest
     assert rows["winner"]["accuracy"] == manifest.accuracy and rows["winner"]["measured_ms"] == manifest.measured_ms
     assert (document["verdict"], document["rounds"], document["promised"], document["budget_ms"]) == ("kept", 1, True, 1000)
+    assert (document["quantile"], document["confidence"], document["observations"], document["above"]) == (0.5, 0.5, 1, 0)
+    assert document["budget_use"] == pytest.approx(manifest.measured_ms / 1000)
+    (only,) = document["history"]
+    assert json.loads((output / "1000ms" / "rounds.json").read_text())["rounds"] == [only]
+    assert (only["number"], only["verdict"], only["observations"], only["above"]) == (1, "kept", 1, 0)
+    assert only["measured_ms"] == only["certifiable_ms"] == manifest.measured_ms and only["predicted_ms"] <= only["limit_ms"]
     assert document["feasible_range_ms"] == [trellis.min_cost(), trellis.max_cost()]
     assert document["held_out"]["networks"] == 2
     assert document["artifact"] == summary.artifact and len(summary.networks) == 4
@@ -320,22 +327,105 @@ def optimistic(table, share, held_out):
 
 @pytest.mark.parametrize("held_out", [5, 0], ids=["promised", "not promised"])
 def test_a_broken_promise_refines_the_table_and_searches_again(compiled, output, configure, held_out):
-    """Everything takes fifty times what the table says, so no round can keep the budget."""
+    """Everything takes fifty times what the table says, so no round can keep the budget; the fastest ends it."""
     table = optimistic(load_table(output / "table.json"), 0.02, held_out)
     table.save(output / "table.json")
     trellis = Trellis(table.search_space, table)
     budget = float(f"{1.3 * trellis.min_cost():.6g}")  # without held-out networks, a promise takes twice the prediction
-    with pytest.raises(InfeasibleError, match="2 rounds; the nearest measures"):
-        compile_into(output, configure(max_latency_ms=budget))
+    said = []
+    with pytest.raises(InfeasibleError, match=r"p50 of latency .* 50 % .* in [12] round\(s\); the nearest measures"):
+        compile_into(output, configure(max_latency_ms=budget), say=said.append)
+    rounds = json.loads((output / f"{budget:.6g}ms" / "rounds.json").read_text())["rounds"]
+    assert len(said) == len(rounds) + 1 and "1 fresh sessions if none is above" in said[0]
+    assert all(f"Round {number}: " in said[number] and "broken, with 1 of 1 sessions" in said[number]
+               for number in range(1, len(rounds) + 1))
+    assert all(one["verdict"] == "broken" and one["budget_use"] > 1 for one in rounds)
+    assert all(after["limit_ms"] < before["limit_ms"] for before, after in itertools.pairwise(rounds))
     refined = load_table(output / "table.json")
     exported = [record for record in refined.networks if record.role == "exported"]
-    assert len(exported) == 2 and refined.networks[:-2] == table.networks
+    assert len(exported) == len(rounds) and refined.networks[:-len(rounds)] == table.networks
     assert all(record.ratio * table.anchor_ms > budget for record in exported)
     searches = list((output / f"{budget:.6g}ms").glob("search-*"))
-    assert len(searches) == 2 and all((search / "result.json").is_file() for search in searches)
+    assert len(searches) == len(rounds) and all((search / "result.json").is_file() for search in searches)
     assert not (output / f"{budget:.6g}ms" / "summary.json").exists()
     manifest = verify_artifact(output / f"{budget:.6g}ms" / "artifact").manifest
     assert manifest.measurement.verdict == "broken" and manifest.measured_ms > budget
+
+
+SLOW = """
+name: uneven
+input_shape: [1, 16, 16]
+layers:
+  - {name: stem, block: {kind: stem, out_channels: 8}}
+  - name: body
+    options:
+      light: {kind: identity}
+      heavy: {kind: mbconv, out_channels: 8, kernel: 7, expansion: 60}
+  - {name: head, block: {kind: head, classes: 10}}
+"""
+
+
+def test_the_second_round_keeps_what_the_first_broke(folder, configure, tmp_path):
+    """The table says that a slow network is fast, and the search likes it best."""
+    (folder / "uneven.yaml").write_text(SLOW)
+    config = configure(space="uneven.yaml", search={**CONFIG["search"], "population": 2, "generations": 1, "parents": 1})
+    space = load_space(config.space)
+    with open_device(config.device, RuntimeConfig()) as device:
+        true = profile_space(space, device, tmp_path / "table.json", plan=QUICK)
+    light, heavy = (space.architecture({"body": option}) for option in ("light", "heavy"))
+    ratios = {record.choices["body"]: record.ratio * true.anchor_ms for record in true.networks}
+    assert ratios["heavy"] > 4 * ratios["light"]
+    budget = float(f"{2 * ratios['light']:.6g}")
+    (slow,) = {edge.workload for step in space.steps for edge in step.edges if "mbconv" in edge.workload}
+    lie = true.entries[slow].model_copy(update={"sessions": ((1e-4,),)})
+    optimistic(replace(true, entries={**true.entries, slow: lie}), 1.0, 5).save(tmp_path / "table.json")
+    compile_into(tmp_path, config)  # leaves scores
+    (journal,) = (tmp_path / "1000ms").glob("search-*/history.jsonl")
+    header, *lines = (json.loads(line) for line in journal.read_text().splitlines())
+    known = [row | {"score": 0.9 if row["choices"]["body"] == "heavy" else 0.1} for row in lines]
+    journal.write_text("".join(json.dumps(row) + "\n" for row in (header, *known)))
+    summary, _ = compile_into(tmp_path, config.model_copy(update={"max_latency_ms": budget}))
+    assert [row.verdict for row in summary.history] == ["broken", "kept"] and summary.rounds == 2
+    assert summary.networks[0].architecture == dict(light.choices) and 0 < summary.budget_use < 1
+    assert summary.history[1].limit_ms < summary.history[0].limit_ms
+    refined = load_table(tmp_path / "table.json")
+    assert [dict(record.choices) for record in refined.networks if record.role == "exported"] == [dict(heavy.choices)]
+
+
+# The next limit
+
+
+def test_what_failed_is_out_of_reach_and_the_rest_is_not():
+    """Every network fails by 5 % in turn, after the table has or has not learned what it takes."""
+    table = make_table(error=0.02)
+    space, budget = table.search_space, 1.02 * Trellis(table.search_space, table).max_cost()
+    assert next_constraint(table, budget, {}).search_limit == table.promise_budget(budget)
+    for one in all_networks(space):
+        constraint = next_constraint(table, budget, {one: 1.05 * budget})
+        predicted = table.predict(one).latency_ms
+        if one == Trellis(space, table).cheapest():
+            assert constraint is None
+        else:
+            assert constraint.search_limit == pytest.approx(max(predicted / 1.05, Trellis(space, table).min_cost()))
+            assert constraint.search_limit < predicted and constraint.limit == budget and constraint.costs is table
+
+
+def test_what_the_calibration_has_learned_is_not_taken_off_twice():
+    """A table that predicts of a failed network exactly what it measured leaves nearly the whole budget to the others."""
+    table = make_table(error=0.0)
+    dearest = Trellis(table.search_space, table).dearest()
+    latency = table.predict(dearest).latency_ms
+    budget = 0.95 * latency
+    assert next_constraint(table, budget, {dearest: latency}).search_limit == pytest.approx(budget)
+    assert next_constraint(table, budget, {dearest: 1.01 * latency}).search_limit == pytest.approx(budget / 1.01)
+
+
+def test_a_budget_that_the_refined_table_cannot_reach_ends_the_rounds():
+    table = make_table()
+    trellis = Trellis(table.search_space, table)
+    with pytest.raises(InfeasibleError):
+        next_constraint(table, 0.9 * trellis.min_cost(), {})
+    assert next_constraint(table, 0.9 * trellis.min_cost(), {trellis.dearest(): 100.0}) is None
 
 
 # Budgets as a position

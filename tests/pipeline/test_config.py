@@ -63,11 +63,20 @@ def test_what_yaml_reads_as_text_is_still_a_number(tmp_path):
     ("search.mutation_probability", 0), ("search.mutation_probability", 1.01), ("search.validation_images", 0),
     ("search.calibration_images", 0), ("search.calibration_images", None),
     ("export.sessions", 0), ("export.sessions", 101), ("export.rounds", 0), ("export.rounds", 21), ("export.formats", ["onnx"]),
+    ("export.quantile", 0.4), ("export.quantile", 1), ("export.confidence", 0.4), ("export.confidence", 1),
+    ("export.confidence", True), ("export.max_sessions", 0), ("export.max_sessions", 10_001), ("export.max_sessions", "many"),
 ])
 def test_a_bad_field_is_named_in_one_sentence(tmp_path, place, value):
     with pytest.raises(InputError, match=f" is not valid at {re.escape(place)}: ") as caught:
         load(tmp_path, nested(place, value))
     assert_one_sentence(caught.value)
+
+
+def test_too_few_sessions_for_a_claim_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"valid at export: p90 of latency .* at least 29 sessions .* at most 28") as caught:
+        load(tmp_path, {**GOOD, "export": {"quantile": 0.9, "max_sessions": 28}})
+    assert_one_sentence(caught.value)
+    assert load(tmp_path, {**GOOD, "export": {"quantile": 0.9, "max_sessions": 29}}).export.certification().most == 29
 
 
 def assert_one_sentence(error):

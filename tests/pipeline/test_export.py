@@ -6,15 +6,20 @@ import torch
 from torch.nn import functional
 
 from hwnas.data import load_dataset
-from hwnas.errors import InputError
-from hwnas.export.parity import run_model
+from hwnas.errors import InputError, UnavailableError
+from hwnas.export.formats import FormatOptions
+from hwnas.export.loading import load_artifact
+from hwnas.export.parity import run_model, run_program
 from hwnas.export.verify import verify_artifact
 from hwnas.ir.blocks import Head, Resolution, Stem
 from hwnas.ir.network import build_network
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
-from hwnas.pipeline.export import export_from_supernet, golden_images, preprocessing
+from hwnas.lower.onnx import to_onnx
+from hwnas.lower.torch import to_torch
+from hwnas.pipeline.export import TESTED_IMAGES, export_from_supernet, golden_images, preprocessing, supernet_path
 from hwnas.pipeline.export import test_accuracy as accuracy_on_test
+from hwnas.runtimes import RUNTIMES, RuntimeConfig
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.supernet import extract
 from hwnas.supernet.train import load_supernet, train_supernet
@@ -54,6 +59,37 @@ def test_golden_images_are_the_first_of_the_test_set(exported, dataset, space):
     with np.load(exported.directory / "golden.npz", allow_pickle=False) as golden:
         assert np.array_equal(golden["images"], images)
     assert images.dtype == np.float32 and np.array_equal(labels, dataset.test.labels[:8])
+
+
+def test_pixels_are_the_same_images_before_they_are_normalised(dataset, space):
+    network = space.network(all_networks(space)[7])
+    pixels, labels = golden_images(dataset, network, 8, pixels=True)
+    images, same = golden_images(dataset, network, 8)
+    assert pixels.dtype == np.float32 and pixels.min() >= 0 and 1 < pixels.max() <= 255 and np.array_equal(labels, same)
+    assert np.allclose(dataset.normalise(pixels), images, atol=1e-6)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_accuracy_of_a_lower_precision_is_compared_with_pytorchs(supernet_dir, dataset, space, tmp_path, inside):
+    """Counted anew through OpenVINO on the images that the export compared them on."""
+    model = to_onnx(space.network(all_networks(space)[7])).SerializeToString()
+    try:  # not every CPU has bf16
+        RUNTIMES["openvino-cpu"].compile(model, RuntimeConfig(1, "bf16")).close()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    options = FormatOptions("openvino", "bf16", include_preprocessing=inside)
+    found = supernet_path(supernet_dir, all_networks(space)[7], dataset=dataset, calibration_images=64)
+    artifact = found.export(tmp_path / "a", options, batch_size=4)
+    images, labels = golden_images(dataset, found.network, TESTED_IMAGES, pixels=inside)
+    loaded = load_artifact(artifact.directory)
+    config = RuntimeConfig(precision=options.precision)
+    outputs = run_program(RUNTIMES["openvino-cpu"], config, loaded.program(), images)
+    with torch.inference_mode():
+        expected = to_torch(found.network, found.weights).eval()(torch.from_numpy(
+            dataset.normalise(images) if inside else images)).numpy()
+    difference = (outputs.argmax(1) == labels).mean() - (expected.argmax(1) == labels).mean()
+    assert artifact.manifest.parity_accuracy_difference == pytest.approx(difference, abs=1e-9)
+    assert artifact.manifest.preprocessing.in_model == inside
 
 
 def test_colours_are_named():

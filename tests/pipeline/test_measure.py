@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from hwnas.errors import InputError, UnavailableError, VerificationError
+from hwnas.export.certify import CertificationPlan
 from hwnas.export.manifest import load_manifest
 from hwnas.export.verify import verify_artifact
 from hwnas.latency.table import AnchorRecord, LatencyTable
 from hwnas.pipeline.export import export_random
-from hwnas.pipeline.measure import load_target, measure_artifact, read_model, target_of_table, verdict
+from hwnas.pipeline.measure import load_target, measure_artifact, read_model, target_of_table
 from hwnas.profiling.measure import Measurement
 from hwnas.profiling.session import SessionSamples
 from tests.pipeline.samples import make_space, make_table
@@ -81,10 +82,26 @@ def test_targets_that_are_not_here():
         load_target("onnxruntime-cpu", threads=0)
 
 
-@pytest.mark.parametrize(("latency_ms", "budget_ms", "expected"), [
-    (1.0, 1.0, "kept"), (0.9, 1.0, "kept"), (1.0000001, 1.0, "broken"), (5.0, None, "no budget")])
-def test_verdict(latency_ms, budget_ms, expected):
-    assert verdict({"latency_ms": latency_ms}, budget_ms) == expected
+@pytest.mark.parametrize(("budget_ms", "verdict", "above"), [(1000.0, "kept", 0), (1e-6, "broken", 2)])
+def test_a_budget_is_certified(budget_ms, verdict, above, tmp_path):
+    """Two sessions are the fewest that show anything at 75 %; at the second of these two alike, the test stops."""
+    plan, told = CertificationPlan(confidence=0.75), []
+    folder = export_random(make_space(), 3, tmp_path / "artifact", table=make_table(), budget_ms=budget_ms).directory
+    target = target_of_table(table_of_this_machine())
+    manifest, measurement = measure_artifact(folder, target, 1, lambda *done: told.append(done), plan)
+    record = manifest.measurement
+    assert (record.verdict, record.observations, record.above) == (verdict, 2, above)
+    assert (record.quantile, record.confidence) == (0.5, 0.75)
+    assert told == [(1, 10), (2, 2)] and len(measurement.sessions) == len(record.sessions) == 2
+    latencies = sorted(target.latency_ms(session) for session in measurement.sessions)
+    assert record.certifiable_ms == latencies[1] and manifest.measured_ms == pytest.approx(sum(latencies) / 2)
+    assert verify_artifact(folder).manifest == manifest
+
+
+def test_a_session_is_its_median_in_the_tables_milliseconds():
+    session = SessionSamples((2.0, 9.0, 1.0), 0.5)
+    assert target_of_table(table_of_this_machine()).latency_ms(session) == pytest.approx(2.0 * 3.0)
+    assert load_target("onnxruntime-cpu").latency_ms(session) == pytest.approx(2.0 * 0.5)
 
 
 def test_a_measured_artefact_says_so_and_still_verifies(artifact):
@@ -95,6 +112,7 @@ def test_a_measured_artefact_says_so_and_still_verifies(artifact):
     assert told == [(1, 1)] and len(measurement.sessions) == 1
     assert before.measured_ms is None and manifest.measured_ms == pytest.approx(measurement.ratio * measurement.anchor_ms)
     record = manifest.measurement
+    assert record.quantile is record.confidence is record.observations is record.above is record.certifiable_ms is None
     assert record.verdict == "no budget" and record.environment["runtime"] == "onnxruntime-cpu"
     assert record.sessions == tuple(session.ratios for session in measurement.sessions)
     assert record.lower_ms < record.latency_ms < record.upper_ms
