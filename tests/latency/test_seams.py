@@ -1,0 +1,169 @@
+"""Seams on made-up latencies whose makings are known: what is fitted, what is predicted, and what the trellis finds."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hwnas.errors import InputError
+from hwnas.ir.blocks import ConvBlock, Head, MBConv, Stem
+from hwnas.ir.blocks import Sequence as BlockSequence
+from hwnas.ir.cell_operations import PoolOperation
+from hwnas.ir.quantized import HalfPrecision, Quantized
+from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.ir.trellis import Trellis
+from hwnas.latency.seams import SeamSpace, SeamTable, precision_of
+from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord
+from hwnas.spaces.bit_widths import with_precisions
+from hwnas.spaces.load import load_space
+
+ONE = SearchSpace("one", (3, 16, 16), (
+    Decision("stem", {"a": Stem(8)}), Decision("first", {"a": MBConv(8)}), Fixed("pool", Stem(8, 3, 2)),
+    *(Decision(f"body{index}", {"a": MBConv(8, 3, 3 + index)}) for index in range(4)), Decision("head", {"a": Head(5, 16)})))
+
+
+def make_space():
+    return with_precisions(ONE)
+
+
+def all_networks(space):
+    names = [decision.name for decision in space.decisions]
+    return [space.architecture(dict(zip(names, options, strict=True)))
+            for options in itertools.product(*(decision.options for decision in space.decisions))]
+
+
+def changes(space, architecture):
+    """Where two neighbours differ; the fixed layer is in fp32."""
+    precisions = []
+    for layer in space.layers:
+        option = architecture.choices.get(layer.name, "fp32")
+        precisions.append(option.rpartition("_")[2])
+    return [layer.name for layer, before, now in zip(space.layers[1:], precisions, precisions[1:], strict=False) if before != now]
+
+
+def make_table(space, seam_ratios, *, noise=0.0, networks=60, held_out=24):
+    """Blocks that cost what they say, a constant, and a cost for every change of precision."""
+    rng = np.random.default_rng(0)
+    workloads = {part.workload for step in space.steps for edge in step.edges for part in edge.parts}
+    entries = {key: EntryRecord(sessions=((float(rng.uniform(0.2, 1.0)),),), label="ok") for key in sorted(workloads)}
+    every = all_networks(space)
+    records = []
+    for number, index in enumerate(rng.permutation(len(every))[:networks + held_out]):
+        one = every[index]
+        ratio = 0.3 + 0.8 * sum(entries[edge.workload].ratio for edge in space.path(one))
+        ratio += sum(seam_ratios[name] for name in changes(space, one))
+        ratio *= 1 + noise * rng.standard_normal()
+        records.append(NetworkRecord(choices=dict(one.choices), sessions=((ratio,),),
+                                     role="fit" if number < networks else "held_out"))
+    return LatencyTable(space, {"runtime": "none"}, AnchorRecord(name="anchor", sha256="0" * 64, sessions_ms=(2.0,)), entries,
+                        tuple(records))
+
+
+def seam_ratios(space):
+    return {layer.name: 0.1 + 0.05 * (index % 4) for index, layer in enumerate(space.layers)}
+
+
+def test_seams_stand_where_the_precision_changes():
+    space = make_space()
+    for one in all_networks(space):
+        found = [seam for edge in SeamSpace(space).path(one) for seam in edge.seams]
+        assert found == [f"seam before {name}: fp32 and int8" for name in changes(space, one)]
+    assert len(SeamSpace(space).seams) == len(space.layers) - 1
+
+
+def test_layers_without_convolutions_pass_a_precision_on():
+    space = SearchSpace("pools", (3, 16, 16), (
+        Decision("stem", {"int8": Quantized(Stem(8), 8, 8, integer=True), "fp32": Stem(8)}),
+        Fixed("pool", PoolOperation("max", 3, 1)),
+        Decision("last", {"bf16": HalfPrecision(ConvBlock(8), "bf16"), "fp32": ConvBlock(8)})))
+    seams = {str(one): [seam for edge in SeamSpace(space).path(one) for seam in edge.seams] for one in all_networks(space)}
+    assert seams == {"int8 bf16": ["seam before last: bf16 and int8"], "int8 fp32": ["seam before last: fp32 and int8"],
+                     "fp32 bf16": ["seam before last: bf16 and fp32"], "fp32 fp32": []}
+
+
+def test_parts_of_an_option_have_seams_between_them():
+    mixed = BlockSequence((Quantized(ConvBlock(8), 8, 8), ConvBlock(8)))
+    space = SearchSpace("parts", (3, 8, 8), (Fixed("stem", Stem(8)), Decision("stage", {"mixed": mixed, "plain": ConvBlock(8)})))
+    (mixed_path, plain_path) = (SeamSpace(space).path(one) for one in all_networks(space))
+    assert [seam for edge in mixed_path for seam in edge.seams] == ["seam before stage/1: fp32 and int8",
+                                                                    "seam before stage/2: fp32 and int8"]
+    assert not [seam for edge in plain_path for seam in edge.seams]
+
+
+def test_precisions_have_names():
+    assert [precision_of(block) for block in (
+        Quantized(Stem(8), 8, 8), Quantized(Stem(8), 4, 8), HalfPrecision(Stem(8), "fp16"), Stem(8))] == [
+            "int8", "w4_a8", "fp16", "fp32"]
+
+
+def test_the_seam_space_has_the_networks_of_its_space():
+    space = make_space()
+    seams = SeamSpace(space)
+    assert (seams.size, seams.hash, seams.name, seams.classes) == (space.size, space.hash, space.name, space.classes)
+    for one in all_networks(space)[::9]:
+        assert seams.network(seams.check(one)) == space.network(one)
+        assert [edge.parts for edge in seams.path(one)] == [edge.parts for edge in space.path(one)]
+
+
+def test_equal_seams_are_found_exactly():
+    space = make_space()
+    table = make_table(space, dict.fromkeys(seam_ratios(space), 0.15))
+    found = SeamTable(table)
+    assert found.held_out.mean_error < 1e-6 < table.held_out.mean_error
+    np.testing.assert_allclose([found.calibration.scale, found.calibration.per_block], [0.8, 0.15], rtol=1e-3)
+
+
+def test_seams_of_their_own_predict_better_than_blocks_alone():
+    space = make_space()
+    table = make_table(space, seam_ratios(space), noise=0.005)
+    found = SeamTable(table)
+    assert found.held_out.mean_error < 0.01 < table.held_out.mean_error
+    assert found.held_out.spearman > table.held_out.spearman
+
+
+def test_the_trellis_adds_up_what_is_predicted_and_finds_the_optimum():
+    space = make_space()
+    table = SeamTable(make_table(space, seam_ratios(space), noise=0.005))
+    trellis = Trellis(table.space, table)
+    every = all_networks(space)
+    predicted = np.array([one.latency_ms for one in table.predict_many(every)])
+    np.testing.assert_allclose(trellis.costs_of(space.indices(every)), predicted, rtol=1e-9)
+    np.testing.assert_allclose(trellis.min_cost(), predicted.min(), rtol=1e-9)
+    scores = {decision.name: [0.0, 1.0 + index % 3] for index, decision in enumerate(space.decisions)}
+    total = np.array([sum(scores[name][list(decision.options).index(one.choices[name])]
+                          for name, decision in zip(one.choices, space.decisions, strict=True)) for one in every])
+    for budget in np.quantile(predicted, [0.1, 0.5, 0.9]):
+        best = trellis.best(scores, budget)
+        assert total[every.index(best)] == total[predicted <= budget].max()
+
+
+def test_prediction_intervals_are_those_of_held_out_networks():
+    space = make_space()
+    table = SeamTable(make_table(space, seam_ratios(space), noise=0.01))
+    (prediction,) = table.predict_many(all_networks(space)[:1])
+    assert prediction.upper_ms == pytest.approx(prediction.latency_ms * (1 + table.held_out.interval))
+    assert 0 < table.held_out.interval < 0.1
+
+
+def test_refused_blocks_cost_infinity():
+    space = make_space()
+    table = make_table(space, seam_ratios(space))
+    edge = space.steps[1].edges[0]
+    refusing = LatencyTable(space, table.environment, table.anchor, table.entries, table.networks,
+                            refused={edge.workload: "no kernel"})
+    costs = SeamTable(refusing)
+    found = Trellis(costs.space, costs)
+    assert found.count() == space.size // 2
+    assert edge.option not in {list(space.decisions[1].options).index(one.choices["first"]) for one in found.sample(20)}
+
+
+def test_mistakes():
+    space = make_space()
+    table = make_table(space, seam_ratios(space))
+    workload = space.steps[0].edges[0].workload
+    entries = {key: entry for key, entry in table.entries.items() if key != workload}
+    with pytest.raises(InputError, match="no entry for"):
+        SeamTable(LatencyTable(space, table.environment, table.anchor, entries, ())).predict_many(all_networks(space)[:1])
+    cells = load_space("darts")
+    with pytest.raises(InputError, match="layers in order"):
+        SeamTable(LatencyTable(cells, table.environment, table.anchor, {}, ()))
