@@ -1,5 +1,7 @@
 """A run's figures for TensorBoard: `tensorboard --logdir DIR`."""
 
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class TrainLog:
         except ImportError:
             raise UnavailableError("Logs are written with TensorBoard, which is not installed: run pip install tensorboard, or "
                                    "set log_steps to 0.") from None
+        _wait_for_a_later_name(folder)
         self._writer = SummaryWriter(folder, purge_step=steps_done + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -38,3 +41,14 @@ class TrainLog:
     def close(self) -> None:
         """Ends the session's file."""
         self._writer.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads a folder's files in the order of their names, which begin with the second, then host and process.
+
+    Of two sessions in one second the later one could be read first, and the earlier one would then withdraw its records.
+    """
+    names = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.glob("events.out.tfevents.*")]
+    latest = max((int(name.group(1)) for name in names if name), default=0)
+    if latest == int(time.time()):
+        time.sleep(max(0.0, latest + 1 - time.time()))
