@@ -76,12 +76,25 @@ def test_commands_run(page, tmp_path):
         assert (tmp_path / word).exists(), word
 
 
-def test_latency_figures_are_those_of_the_benchmark():
-    spec = importlib.util.spec_from_file_location("bench_latency_prediction", ROOT / "tools" / "bench_latency_prediction.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    rows = json.loads((ROOT / "docs" / "latency-prediction.json").read_text())["rows"]
-    page = (ROOT / "docs" / "latency.md").read_text()
-    for what, expected in (("figures", tool.markdown(rows)), ("schemes", tool.schemes_markdown(rows))):
-        told = page.split(f"<!-- {what}: begin -->")[1].split(f"<!-- {what}: end -->")[0]
-        assert told.strip() == expected, "run tools/bench_latency_prediction.py with --output, and copy what it prints"
+# Page, the mark around a table, the benchmark that prints it, the file that it wrote, and how the table is made of that file.
+FIGURES = [
+    ("latency.md", "figures", "bench_latency_prediction", "latency-prediction.json",
+     lambda tool, found: tool.markdown(found["rows"])),
+    ("latency.md", "schemes", "bench_latency_prediction", "latency-prediction.json",
+     lambda tool, found: tool.schemes_markdown(found["rows"])),
+    ("training.md", "figures", "bench_supernet", "supernet-cost.json", lambda tool, found: tool.markdown(found)),
+    ("export.md", "promise", "bench_promise", "promise.json", lambda tool, found: tool.markdown(found["tables"], found["total"])),
+    ("export.md", "mixed", "bench_mixed_precision", "mixed-precision.json", lambda tool, found: tool.markdown(found)),
+]
+
+
+@pytest.mark.parametrize(("page", "mark", "tool", "file", "made"), FIGURES, ids=[f"{page}-{mark}" for page, mark, *_ in FIGURES])
+def test_figures_are_those_of_the_benchmark(page, mark, tool, file, made):
+    spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[tool] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    text = (ROOT / "docs" / page).read_text()
+    told = text.split(f"<!-- {mark}: begin -->")[1].split(f"<!-- {mark}: end -->")[0]
+    expected = made(module, json.loads((ROOT / "docs" / file).read_text()))
+    assert told.strip() == expected.strip(), f"run tools/{tool}.py with --output, and copy what it prints"

@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -332,6 +332,27 @@ def show(console: Console, row: dict[str, Any]) -> None:
             f"{found['ratio_to_int8']:.3f} of int8's, test {100 * found['test_accuracy']:.2f} %")
         console.print(f"  {claim}: {said}", soft_wrap=True)
     console.print("  seconds: " + ", ".join(f"{name} {value}" for name, value in row["seconds"].items()))
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """What docs/export.md quotes: the members of each runtime's front, and what may be said of them."""
+    parts = []
+    for row in document["rows"]:
+        lines = [f"{row['runtime']} {row['version']}, {row['layers']} layers, {document['images']['test']} test images:", "",
+                 "| network | int8 layers | latency over fp32 | test accuracy | 95 % | minus fp32 (p) | minus int8 (p) |",
+                 "| --- | --- | --- | --- | --- | --- | --- |"]
+        for one in row["members"]:
+            low, high = one["test_interval"]
+            differences = [f"{100 * one[key]['difference']:+.2f} % ({one[key]['p_value']:.3f})"
+                           for key in ("against_fp32", "against_int8")]
+            lines.append(f"| {one['name']} | {one['int8_layers']} | {one['ratio_to_fp32']:.3f} | "
+                         f"{100 * one['test_accuracy']:.2f} % | {100 * low:.1f} to {100 * high:.1f} | {' | '.join(differences)} |")
+        lines += ["", *(f"- {claim}: " + ("none" if found is None else (
+            f"{found['int8_layers']} layers in int8, {found['ratio_to_fp32']:.3f} of fp32's latency and "
+            f"{found['ratio_to_int8']:.3f} of int8's, {100 * found['test_accuracy']:.2f} %"))
+            for claim, found in row["claims"].items())]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -16,15 +16,15 @@ import argparse
 import gc
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ SINGLE_PATH = (("mobile-cpu", "options"), ("spos-cpu", "options"), ("fbnet-cpu",
                ("spos-blocks-channels-cpu", "channels"), ("ofa-cpu", "elastic"))
 MIXTURES = ("fbnet-cpu", "spos-cpu")
 GATES = ("fbnet-cpu", "proxyless-tiny")
+MEMORY = ("mobile-cpu", "spos-cpu")
 GOALS = {"single path": 1.05, "mixture": 1.1, "binary gates": 2.3, "memory": 1.1, "host": 0.02}
 _WARM_UP = 3
 
@@ -167,7 +168,7 @@ def differentiable(bench: Bench, name: str, settings: Differentiable) -> tuple[T
     trellis = Trellis(space, MacsCost())
     target = (trellis.min_cost() + trellis.max_cost()) / 2
     supernet = build_supernet(space)
-    task = differentiable_task(supernet, settings, LoopConfig(epochs=2), MacsCost(), target, 1000)  # type: ignore[arg-type]
+    task = differentiable_task(supernet, settings, LoopConfig(epochs=2), MacsCost(), target, 1000)
     bench.placed(supernet)
     other = build_supernet(space)
     bench.placed(other)
@@ -201,7 +202,11 @@ def binary_gates(bench: Bench, name: str) -> Ratio:
 
 
 def memory(bench: Bench, name: str) -> Ratio:
-    """What training steps on a path add to a process at rest, to what those of the plain network add."""
+    """What training steps on a path add to a process at rest, to what those of the plain network add.
+
+    Batches are larger here, so that activations, not the allocator's pages, are what is compared.
+    """
+    bench = replace(bench, batch_size=4 * bench.batch_size)
     context = multiprocessing.get_context("spawn")
     ratios = []
     for row in range(5):
@@ -211,11 +216,12 @@ def memory(bench: Bench, name: str) -> Ratio:
                 peaks.append(pool.apply(_peak_bytes, (bench, name, row, is_supernet)))
         ratios.append(peaks[0] / peaks[1])
     quartiles = statistics.quantiles(ratios, n=4)
-    return Ratio("memory", name, statistics.median(ratios), quartiles[0], quartiles[2], len(ratios))
+    title = f"{name}, batches of {bench.batch_size}"
+    return Ratio("memory", title, statistics.median(ratios), quartiles[0], quartiles[2], len(ratios))
 
 
 def _peak_bytes(bench: Bench, name: str, number: int, is_supernet: bool) -> int:
-    """Of this process: what it grows by from a model with its gradients' and momentum's place taken to three steps later."""
+    """Of this process: what it grows by from a model at rest to the most that three steps take."""
     torch.set_num_threads(1)
     space = load_space(name)
     rows = uniform_paths(space, 0, 1)
@@ -227,15 +233,19 @@ def _peak_bytes(bench: Bench, name: str, number: int, is_supernet: bool) -> int:
     bench.placed(task.model)
     step = stepper(task, images, labels)
     gc.collect()
-    if bench.device.type == "cuda":
-        before = torch.cuda.memory_allocated(bench.device)
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    is_cuda = bench.device.type == "cuda"
+    if not is_cuda:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far (Linux)
+    before = torch.cuda.memory_allocated(bench.device) if is_cuda else _resident_bytes("VmRSS")
     for _ in range(3):
         step(0)
-    if bench.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(bench.device) - before
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return (torch.cuda.max_memory_allocated(bench.device) if is_cuda else _resident_bytes("VmHWM")) - before
+
+
+def _resident_bytes(field: str) -> int:
+    """A figure of this process's memory as Linux tells it: what is resident now (VmRSS), or the most that was (VmHWM)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
 
 
 def host(bench: Bench, name: str) -> Ratio:
@@ -294,19 +304,29 @@ def noise(space: Space, images: int) -> Dataset:
     return build_dataset("noise", split(images), split(few), split(few), tuple(map(str, range(space.classes))))
 
 
-def measure(bench: Bench, say: Callable[[Ratio], None]) -> list[Ratio]:
+def measure(bench: Bench, wanted: Collection[str], say: Callable[[Ratio], None]) -> list[Ratio]:
     """All figures, each told as soon as it is there."""
-    plan: list[Callable[[], Ratio]] = [
-        *(lambda name=name, sharing=sharing: single_path(bench, name, sharing) for name, sharing in SINGLE_PATH),
-        *(lambda name=name: mixture(bench, name) for name in MIXTURES),
-        *(lambda name=name: binary_gates(bench, name) for name in GATES),
-        lambda: memory(bench, "mobile-cpu"), lambda: memory(bench, "spos-cpu"), lambda: host(bench, "mobile-cpu")]
+    plan: list[tuple[str, Callable[[], Ratio]]] = [
+        *(("single path", partial(single_path, bench, name, sharing)) for name, sharing in SINGLE_PATH),
+        *(("mixture", partial(mixture, bench, name)) for name in MIXTURES),
+        *(("binary gates", partial(binary_gates, bench, name)) for name in GATES),
+        *(("memory", partial(memory, bench, name)) for name in MEMORY), ("host", partial(host, bench, "mobile-cpu"))]
     found = []
-    for one in plan:
-        found.append(one())
+    for _, work in [one for one in plan if one[0] in wanted]:
+        found.append(work())
         say(found[-1])
         gc.collect()
     return found
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The table that docs/training.md quotes."""
+    rows = ["| figure | space | ratio | middle half | goal |", "| --- | --- | --- | --- | --- |"]
+    for one in document["ratios"]:
+        goal = document["goals"][one["what"]]
+        rows.append(f"| {one['what']} | {one['space']} | {one['ratio']:.3f} | {one['lower']:.3f} to {one['upper']:.3f} | "
+                    f"{'met' if one['ratio'] <= goal else 'not met'} (at most {goal:g}) |")
+    return "\n".join(rows)
 
 
 def main() -> int:
@@ -315,6 +335,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--what", nargs="+", choices=GOALS, default=list(GOALS), help="which figures")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--goal", action="store_true", help="exit 1 unless every goal is met")
@@ -327,7 +348,7 @@ def main() -> int:
             print(f"{one.what:14} {one.space:38} {one.ratio:6.3f}  ({one.lower:.3f} to {one.upper:.3f})  goal "
                   f"{GOALS[one.what]:g} {'met' if one.meets_goal else 'not met'}", flush=True)
 
-    found = measure(bench, say)
+    found = measure(bench, given.what, say)
     document = {"batch_size": given.batch_size, "threads": given.threads, "device": given.device, "repeats": given.repeats,
                 "goals": GOALS, "ratios": [asdict(one) for one in found]}
     if given.json:
