@@ -346,8 +346,12 @@ def markdown(document: Mapping[str, Any]) -> str:
             differences = [f"{100 * one[key]['difference']:+.2f} % ({one[key]['p_value']:.3f})"
                            for key in ("against_fp32", "against_int8")]
             lines.append(f"| {one['name']} | {one['int8_layers']} | {one['ratio_to_fp32']:.3f} | "
-                         f"{100 * one['test_accuracy']:.2f} % | {100 * low:.1f} to {100 * high:.1f} | {' | '.join(differences)} |")
-        lines += ["", *(f"- {claim}: " + ("none" if found is None else (
+                         f"{100 * one['test_accuracy']:.2f} % | {100 * low:.1f} to {100 * high:.1f} | "
+                         f"{' | '.join(differences)} |")
+        alone, seams = row["table"]["additive"], row["table"]["with_seams"]
+        lines += ["", f"The table, on {seams['networks']} held-out networks: mean error {100 * alone['mean_error']:.2f} % "
+                      f"without terms for changes of precision, {100 * seams['mean_error']:.2f} % with them.", ""]
+        lines += [*(f"- {claim}: " + ("none" if found is None else (
             f"{found['int8_layers']} layers in int8, {found['ratio_to_fp32']:.3f} of fp32's latency and "
             f"{found['ratio_to_int8']:.3f} of int8's, {100 * found['test_accuracy']:.2f} %"))
             for claim, found in row["claims"].items())]

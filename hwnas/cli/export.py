@@ -27,7 +27,7 @@ def export_command(
     network: Annotated[str | None, typer.Option(help="A reference network instead, random weights.")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="onnx (the default), openvino, ncnn, mnn, executorch, "
                                                       "litert, tensorrt-rtx or tensorrt; repeatable.")] = None,
-    precision: Annotated[str, typer.Option(help="What the format's runtime computes in: fp32, bf16 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="What it computes in: fp32, bf16, fp16, or int8 (calibrated).")] = "fp32",
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch size open (format onnx).")] = False,
     include_preprocessing: Annotated[bool, typer.Option(
         "--include-preprocessing", help="Put mean and standard deviation into the model, which takes pixels 0-255.")] = False,
@@ -62,8 +62,9 @@ def export_command(
     from hwnas.pipeline.measure import measure_artifact, target_of_table
 
     plan = CertificationPlan(quantile, confidence)
-    wanted = [FormatOptions(name, precision, dynamic_batch, include_preprocessing, tuple(compute_capability or ()))
-              for name in dict.fromkeys(formats or ["onnx"])]
+    is_int8 = precision == "int8"  # the network's own, where the others are the runtime's
+    wanted = [FormatOptions(name, "fp32" if is_int8 else precision, dynamic_batch, include_preprocessing,
+                            tuple(compute_capability or ())) for name in dict.fromkeys(formats or ["onnx"])]
     for options in wanted:
         options.check()
     from hwnas.ir.architecture import load_architecture
@@ -86,6 +87,8 @@ def export_command(
         found = reference_network(load_network(network), table=loaded)
     else:
         found = random_network(load_space(str(space)), int(random or 0), loaded)
+    if is_int8:
+        found = found.in_int8()
     if max_latency_ms is not None:
         say(f"To be shown for {max_latency_ms:g} ms: {plan}.")
     finished: list[tuple[Artifact, Manifest]] = []

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from hwnas.ir.network import Network
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import LatencyTable, Prediction
+from hwnas.lower.torch import to_torch
 from hwnas.lower.weights import Weights, random_weights
+from hwnas.pipeline.precision import calibrate_precisions, precision_space, uniform_precision, weights_of
 from hwnas.pipeline.retrain import network_accuracy, read_retrained
 from hwnas.pipeline.search import load_training_data
 from hwnas.spaces.reference import ReferenceNetwork
@@ -45,6 +47,7 @@ class Exportable:
         prediction: Its predicted latency.
         dataset: Where its images are from; None for a network that was never trained, which gets noise.
         accuracy: On the dataset's test set.
+        space: That of the architecture.
     """
 
     network: Network
@@ -54,6 +57,27 @@ class Exportable:
     prediction: Prediction | None
     dataset: Dataset | None = None
     accuracy: float | None = None
+    space: Space | None = None
+
+    def in_int8(self, calibration_images: int = 512) -> "Exportable":
+        """The same network with int8 weights and activations in every layer with convolutions, calibrated on training images.
+
+        Its accuracy is measured again; its latency is another, so there is no prediction.
+
+        Raises:
+            InputError: There are no real images to calibrate on, or the network is of cells or has few bits already.
+        """
+        if self.dataset is None or self.architecture is None or self.space is None:
+            raise InputError("int8 is calibrated on real images, but a network of random weights was trained on none: export one "
+                             "with --architecture and --weights.")
+        precisions = precision_space(self.space, self.architecture, ("int8",))
+        chosen = uniform_precision(precisions, "int8")
+        network = precisions.network(chosen)
+        weights = weights_of(network, calibrate_precisions(precisions, self.weights, self.dataset, images=calibration_images))
+        test = self.dataset.test
+        accuracy = evaluate_module(to_torch(network, weights).eval(), self.dataset, test.images, test.labels)
+        return replace(self, network=network, weights=weights, name=f"{self.name} int8", architecture=chosen, prediction=None,
+                       accuracy=accuracy, space=precisions)
 
     def export(self, output: str | os.PathLike[str], options: FormatOptions | None = None, *, budget_ms: float | None = None,
                batch_size: int = 1, overwrite: bool = False) -> Artifact:
@@ -99,7 +123,7 @@ def supernet_path(supernet_dir: str | os.PathLike[str], architecture: Architectu
     weights = inherited_weights(supernet, architecture, dataset, calibration_images=calibration_images)
     accuracy = test_accuracy(supernet, [architecture], dataset, calibration_images)[0]
     return Exportable(supernet.space.network(architecture), weights, f"{supernet.space.name} {name}".strip(), architecture,
-                      prediction, dataset, accuracy)
+                      prediction, dataset, accuracy, supernet.space)
 
 
 def retrained_network(directory: str | os.PathLike[str], architecture: Architecture | None = None, *, name: str = "",
@@ -124,7 +148,7 @@ def retrained_network(directory: str | os.PathLike[str], architecture: Architect
     require_same_data(document, dataset)
     network = space.network(found)
     return Exportable(network, load_network_weights(directory, network), f"{space.name} {name}".strip(), found, prediction,
-                      dataset, network_accuracy(network, directory, dataset))
+                      dataset, network_accuracy(network, directory, dataset), space)
 
 
 def random_network(space: Space, seed: int, table: LatencyTable | None = None) -> Exportable:

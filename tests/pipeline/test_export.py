@@ -1,6 +1,7 @@
 """Exporting a path of a supernet: the weights that were scored, real images, an honest accuracy."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional
@@ -17,7 +18,7 @@ from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.torch import to_torch
-from hwnas.pipeline.export import TESTED_IMAGES, export_from_supernet, golden_images, preprocessing, supernet_path
+from hwnas.pipeline.export import TESTED_IMAGES, export_from_supernet, golden_images, preprocessing, random_network, supernet_path
 from hwnas.pipeline.export import test_accuracy as accuracy_on_test
 from hwnas.runtimes import RUNTIMES, RuntimeConfig
 from hwnas.supernet.config import TrainConfig
@@ -127,3 +128,25 @@ def test_other_data_and_other_spaces_are_refused(supernet_dir, dataset, space, t
     with pytest.raises(InputError):
         export_from_supernet(tmp_path, all_networks(space)[0], tmp_path / "a", dataset=dataset)
     assert not (tmp_path / "a").exists()
+
+
+# int8
+
+
+def test_int8_is_the_network_calibrated_on_training_images(supernet_dir, space, dataset, tmp_path):
+    found = supernet_path(supernet_dir, all_networks(space)[7], dataset=dataset)
+    quantised = found.in_int8(64)
+    assert set(found.weights) <= set(quantised.weights) and quantised.prediction is None
+    scales = [name for name in quantised.weights if name.endswith("_quantize.scale")]
+    assert scales and all(quantised.weights[name] > 0 for name in scales)
+    assert quantised.accuracy > found.accuracy - 0.15
+    artifact = quantised.export(tmp_path / "a")
+    model = onnx.load(artifact.model_path)
+    assert {tensor.data_type for tensor in model.graph.initializer} >= {onnx.TensorProto.INT8}
+    assert artifact.manifest.rounding and artifact.manifest.architecture["choices"]["body"].endswith("_int8")
+    assert verify_artifact(tmp_path / "a").parity.top1_agreement == 1.0
+
+
+def test_int8_needs_real_images(space):
+    with pytest.raises(InputError, match="calibrated on real images"):
+        random_network(space, 0).in_int8()
