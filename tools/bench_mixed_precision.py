@@ -386,7 +386,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.set(title=f"{row['runtime']} {row['version']}", xlabel="measured latency, ms (1 thread, batch 1)",
                   ylabel="test accuracy, %")
         panel.legend(fontsize=8)
-    figure.suptitle("Precision per layer (numbers: layers in int8; bars: 95 % intervals, of each on its own)", fontsize=9)
+    figure.suptitle("Numbers: layers in int8. Bars: 95 % intervals, of each on its own", fontsize=9)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:] or "png", metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
