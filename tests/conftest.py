@@ -12,3 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("hwnas", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HWNAS_HYPOTHESIS", "hwnas"))
+
+
+def pytest_collection_modifyitems(items):
+    """The commands of the documentation first: a page is one long test, and at the end the other process would wait for it."""
+    items.sort(key=lambda item: "test_docs.py::test_commands_run" not in item.nodeid)
