@@ -85,7 +85,7 @@ def profile(runtime: str, space: str, folder: Path, plan: ProfilePlan, hosts: bo
                   for key, network in host_networks(loaded).items()}
         rounds = RoundsPlan(max_minutes=plan.max_minutes)
         measure_rounds(models, measured, journal, device, rounds, progress=bar("hosts"), refused=refused)
-    counted = without_disturbed(measured, lambda key: rounds.min_sessions)
+    counted = without_disturbed(measured, rounds, lambda key: rounds.min_sessions)
     ratios = {key: median(median(session.ratios) for session in sessions) for key, sessions in counted.items()}
     seconds = sum(session.total_s for sessions in measured.values() for session in sessions)
     return table, {"minutes": seconds / 60, "sessions": sum(map(len, measured.values())), "refused": len(refused),

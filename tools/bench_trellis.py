@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,14 @@ def seconds(action: Callable[[], object], repeats: int) -> float:
     return min(times) / 1e9
 
 
+def _count_afresh(waiting: list[Trellis], budget: float) -> int:
+    return waiting.pop().count(budget)
+
+
+def _sample_afresh(trellis: Trellis, budget: float) -> np.ndarray:
+    return trellis.restrict({}).sample_indices(1, budget)
+
+
 def measure(space: SearchSpace, costs: CostModel, repeats: int) -> dict[str, Any]:
     trellis = Trellis(space, costs)
     decisions = [decision.name for decision in space.decisions]
@@ -101,13 +110,13 @@ def measure(space: SearchSpace, costs: CostModel, repeats: int) -> dict[str, Any
         for one in fresh:
             one.min_cost()
         trellis.sample_indices(1, budget)
-        seconds_drawing = seconds(lambda budget=budget: trellis.sample_indices(SAMPLES, budget, 1), repeats)
+        seconds_drawing = seconds(partial(trellis.sample_indices, SAMPLES, budget, 1), repeats)
         budgets.append({
             "share": trellis.count(budget) / space.size,
             "budget_ms": budget,
             "samples_per_s": SAMPLES / seconds_drawing,
-            "count_ms": 1e3 * seconds(lambda budget=budget, fresh=fresh: fresh.pop().count(budget), repeats),
-            "first_sample_ms": 1e3 * seconds(lambda budget=budget: Trellis.restrict(trellis, {}).sample_indices(1, budget), 3),
+            "count_ms": 1e3 * seconds(partial(_count_afresh, fresh, budget), repeats),
+            "first_sample_ms": 1e3 * seconds(partial(_sample_afresh, trellis, budget), 3),
         })
     indices = trellis.sample_indices(SAMPLES)
     budget = budget_for_share(trellis, 0.1) or trellis.max_cost()
