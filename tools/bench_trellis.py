@@ -89,11 +89,11 @@ def seconds(action: Callable[[], object], repeats: int) -> float:
     return min(times) / 1e9
 
 
-def _count_afresh(waiting: list[Trellis], budget: float) -> int:
+def _count_afresh(waiting: list[Trellis], budget: float | None) -> int:
     return waiting.pop().count(budget)
 
 
-def _sample_afresh(trellis: Trellis, budget: float) -> np.ndarray:
+def _sample_afresh(trellis: Trellis, budget: float | None) -> np.ndarray:
     return trellis.restrict({}).sample_indices(1, budget)
 
 
