@@ -33,6 +33,10 @@ def export_command(
         "--include-preprocessing", help="Put mean and standard deviation into the model, which takes pixels 0-255.")] = False,
     compute_capability: Annotated[list[str] | None, typer.Option(
         help="GPUs that tensorrt-rtx builds for, such as 8.9; repeatable. All portable ones if left out.")] = None,
+    version_compatible: Annotated[bool, typer.Option(
+        "--version-compatible", help="Have later versions of TensorRT load the engine, too (format tensorrt).")] = False,
+    hardware_compatible: Annotated[str | None, typer.Option(
+        help="Have other GPUs run it, too: same-compute-capability or ampere-plus (format tensorrt).")] = None,
     table: Annotated[Path | None, typer.Option(help="Predict, and measure in this table's ms.")] = None,
     device: Annotated[str | None, typer.Option(help="Where the table's device is, if not here: ssh://user@host/runtime.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Budget to be certified by measurement; exit 4 if broken.")] = None,
@@ -64,7 +68,8 @@ def export_command(
     plan = CertificationPlan(quantile, confidence)
     is_int8 = precision == "int8"  # the network's own, where the others are the runtime's
     wanted = [FormatOptions(name, "fp32" if is_int8 else precision, dynamic_batch, include_preprocessing,
-                            tuple(compute_capability or ())) for name in dict.fromkeys(formats or ["onnx"])]
+                            tuple(compute_capability or ()), version_compatible, hardware_compatible)
+              for name in dict.fromkeys(formats or ["onnx"])]
     for options in wanted:
         options.check()
     from hwnas.ir.architecture import load_architecture

@@ -122,6 +122,8 @@ def export_network(network: Network, weights: Weights, output_dir: str | os.Path
             "precision": options.precision,
             "rounding": maker.rounding,
             "compute_capabilities": list(chosen.compute_capabilities(options)),
+            "version_compatible": options.version_compatible,
+            "hardware_compatible": options.hardware_compatible,
             "files": {path.name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
                       for path in sorted(folder.iterdir())},
             "input_shape": [batch, *network.input_shape],

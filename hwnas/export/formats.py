@@ -16,7 +16,7 @@ from hwnas.runtimes import RUNTIMES, RuntimeConfig, TensorInfo, load_converter
 from hwnas.runtimes.base import Program
 from hwnas.runtimes.onnx_model import ONNX_FILE
 from hwnas.runtimes.openvino import to_ir
-from hwnas.runtimes.tensorrt import ENGINE_FILE, PORTABLE, TENSORRT, TENSORRT_RTX, TensorRt
+from hwnas.runtimes.tensorrt import ENGINE_FILE, PORTABLE, TENSORRT, TENSORRT_RTX, TIMINGS_FILE, EngineTarget, TensorRt
 
 MODEL_FILE = ONNX_FILE
 WEIGHTS_FILE = "model.onnx.data"
@@ -33,6 +33,8 @@ class FormatOptions:
         dynamic_batch: Leave the batch size open (`onnx` only).
         include_preprocessing: Put scaling, mean and standard deviation into the model, which then takes pixel values 0 to 255.
         compute_capabilities: The GPUs that `tensorrt-rtx` builds for; the portable ones if none is named.
+        version_compatible: Later versions of TensorRT load it, too (`tensorrt` only).
+        hardware_compatible: The other GPUs that run it, too, `same-compute-capability` or `ampere-plus` (`tensorrt` only).
     """
 
     format: str = "onnx"
@@ -40,6 +42,17 @@ class FormatOptions:
     dynamic_batch: bool = False
     include_preprocessing: bool = False
     compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+
+    @property
+    def target(self) -> EngineTarget:
+        """Where an engine is to run.
+
+        Raises:
+            InputError: It cannot be compatible with such GPUs.
+        """
+        return EngineTarget(self.compute_capabilities, self.version_compatible, self.hardware_compatible)
 
     def check(self) -> "Format":
         """The format, if it can be made so.
@@ -60,6 +73,10 @@ class FormatOptions:
         if self.compute_capabilities and chosen.runtime != TENSORRT_RTX.name:
             raise InputError(f"Compute capabilities are for the format tensorrt-rtx, but the format is {self.format}: leave "
                              "--compute-capability out.")
+        target = self.target
+        if (target.version_compatible or target.hardware_compatible) and chosen.runtime != TENSORRT.name:
+            raise InputError(f"Compatibility of engines is for the format tensorrt, but the format is {self.format}: leave "
+                             "--version-compatible and --hardware-compatible out.")
         return chosen
 
 
@@ -72,8 +89,9 @@ class Format:
         files: Its files, to what they are called in the runtime's program.
         load: What its run.py does to load and run it.
         build: Makes the program from an ONNX model.
-        opset: Operator set of the ONNX model that it is, or is made from.
-        optional: Those of `files` that large models alone have.
+        opset: Operator set of the ONNX model that it is, or is made from: one for all, since a newer one changes nothing in what
+            runtimes make of our operators, and older releases of them do not read it.
+        optional: Those of `files` that not every model has, such as weights beside a large one.
         built_elsewhere: Whether it is also made on machines that cannot run it, on which its numbers are not compared.
         inspect: Raises an `InputError` for a program that is unsound as far as such a machine can tell.
         script_precisions: What run.py calls the precisions.
@@ -130,10 +148,7 @@ def _openvino(model: bytes, options: FormatOptions) -> Program:
 
 def _engine(runtime: TensorRt) -> Callable[[bytes, FormatOptions], Program]:
     def build(model: bytes, options: FormatOptions) -> Program:
-        engine = runtime.build_engine(model, precision=options.precision,
-                                      compute_capabilities=options.compute_capabilities or None)
-        prepared = runtime.prepare(model, RuntimeConfig(precision=options.precision))
-        return Program({ENGINE_FILE: engine}, prepared.inputs, prepared.outputs)
+        return runtime.build_engine(model, precision=options.precision, target=options.target)
 
     return build
 
@@ -143,8 +158,8 @@ def _inspect_rtx(program: Program) -> None:
         TENSORRT_RTX.inspect_engine(program.files[ENGINE_FILE])
 
 
-def _tensorrt_script(module: str) -> str:
-    return scripts.TENSORRT.replace("@module@", module)
+def _tensorrt_script(runtime: TensorRt) -> str:
+    return scripts.TENSORRT.replace("@module@", runtime.module).replace("@host_code@", str(not runtime.ahead_of_time))
 
 
 FORMATS: dict[str, Format] = {
@@ -157,7 +172,8 @@ FORMATS: dict[str, Format] = {
     "mnn": Format("mnn-cpu", {"model.mnn": "model.mnn"}, scripts.MNN, _prepared("mnn-cpu")),
     "executorch": Format("executorch-cpu", {"model.pte": "model.pte"}, scripts.EXECUTORCH, _prepared("executorch-cpu")),
     "litert": Format("litert-cpu", {"model.tflite": "model.tflite"}, scripts.LITERT, _prepared("litert-cpu")),
-    "tensorrt-rtx": Format("tensorrt-rtx", {ENGINE_FILE: ENGINE_FILE}, _tensorrt_script("tensorrt_rtx"), _engine(TENSORRT_RTX),
+    "tensorrt-rtx": Format("tensorrt-rtx", {ENGINE_FILE: ENGINE_FILE}, _tensorrt_script(TENSORRT_RTX), _engine(TENSORRT_RTX),
                            built_elsewhere=True, inspect=_inspect_rtx),
-    "tensorrt": Format("tensorrt", {ENGINE_FILE: ENGINE_FILE}, _tensorrt_script("tensorrt"), _engine(TENSORRT)),
+    "tensorrt": Format("tensorrt", {ENGINE_FILE: ENGINE_FILE, TIMINGS_FILE: TIMINGS_FILE}, _tensorrt_script(TENSORRT),
+                       _engine(TENSORRT), optional=(TIMINGS_FILE,)),
 }

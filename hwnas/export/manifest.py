@@ -101,6 +101,8 @@ class Manifest(_Record):
         precision: What its runtime computes in.
         rounding: The coarsest arithmetic in it, by which its numbers are compared: its precision, or what it rounds to itself.
         compute_capabilities: The GPUs that an engine was built for ahead of time.
+        version_compatible: Later versions of TensorRT load the engine, too.
+        hardware_compatible: The other GPUs that run an engine of TensorRT, too; None for those like the one it was built on.
         files: File name to hash and size; all files but the manifest itself.
         input_shape: (N, C, H, W) of the model's one input, `images`, in float32; None for N where any number goes.
         outputs: Numbers that come out for an image: `logits` is (N, outputs) in float32.
@@ -130,6 +132,8 @@ class Manifest(_Record):
     precision: str
     rounding: Literal["fp32", "fp16", "int8", "bf16"]
     compute_capabilities: tuple[str, ...]
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
     files: dict[FileName, FileRecord]
     input_shape: tuple[Size | None, Size, Size, Size]
     outputs: Size

@@ -115,7 +115,9 @@ import @module@ as trt
 from cuda.bindings import runtime as cuda
 
 here = Path(__file__).resolve().parent
-engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine((here / "model.engine").read_bytes())
+runtime = trt.Runtime(trt.Logger())
+runtime.engine_host_code_allowed = @host_code@  # an engine for later versions, too, brings its runtime
+engine = runtime.deserialize_cuda_engine((here / "model.engine").read_bytes())
 assert engine, "an engine needs an NVIDIA GPU that it was built for, and its driver"
 context = engine.create_execution_context()
 arrays = {name: np.empty(tuple(engine.get_tensor_shape(name)), np.float32) for name in ("images", "logits")}

@@ -200,8 +200,8 @@ class Space:
         """
         if architecture.space_hash != self.hash:
             raise InputError(f"An architecture must be of the space it is used with, but it is of {architecture.space!r} "
-                             f"({architecture.space_hash[:12]}) and the space is {self.name!r} ({self.hash[:12]}): use the "
-                             "space that it was made for.")
+                             f"({architecture.space_hash[:12]!r}) and the space is {self.name!r} ({self.hash[:12]!r}): use "
+                             "the space that it was made for.")
         known = {decision.name: decision for decision in self.decisions}
         for name, option in architecture.choices.items():
             if name not in known:

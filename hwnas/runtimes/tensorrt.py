@@ -4,6 +4,14 @@ Both compile a model to an engine. TensorRT does it on the GPU that will run it;
 consumer and workstation GPUs named by compute capability, and finishes the kernels where the engine is loaded. What is prepared
 for a device is a model, of which the engine is built where it runs.
 
+TensorRT chooses kernels by timing them, so no two builds need be alike. `build_engine` keeps the timings from one build to the
+next and hands them out with the engine: built with the same ones, a network gets the same kernels. `load` builds without them:
+what differs from build to build belongs to what is measured. TensorRT for RTX times nothing when it builds, and would ask for a
+GPU if it were given timings.
+
+Engines always hold their weights. TensorRT for RTX 1.7 builds none that could be given them later unless there is a GPU, and a
+stripped engine beside the model with the weights, as an artefact would need both, is no smaller than the whole.
+
 Networks are strongly typed: each layer computes in the type that the model states, so a model is converted to the precision
 before TensorRT sees it, and TF32 (19 bits, TensorRT's own default for float32) is off. Quantised models run in int8, with what
 `hwnas.runtimes.onnx_signed` says about u8.
@@ -11,8 +19,9 @@ before TensorRT sees it, and TF32 (19 bits, TensorRT's own default for float32) 
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +43,7 @@ from hwnas.runtimes.base import (
     one_line,
     probe_package,
 )
+from hwnas.runtimes.conversion import CACHE_VARIABLE, cache_folder
 from hwnas.runtimes.cuda import DeviceArray, Stream
 from hwnas.runtimes.nvidia import Gpu, gpu_settings, missing_modules, probe_gpu, why_unusable
 from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
@@ -41,8 +51,39 @@ from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 ENGINE_FILE = "model.engine"
 """The file of a program that is an engine, already built."""
 
+TIMINGS_FILE = "model.timing"
+"""What TensorRT measured of kernels for that engine (its timing cache)."""
+
 PORTABLE = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that an engine of TensorRT for RTX is built for by default: all but 7.5, which lacks some kernels."""
+
+HARDWARE_LEVELS = {"same-compute-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
+"""The other GPUs that an engine of TensorRT may be compatible with, to what TensorRT calls that."""
+
+
+@dataclass(frozen=True)
+class EngineTarget:
+    """Where an engine is to run, if not only on such a GPU and in that version that it is built with.
+
+    Compatibility may cost speed. For later versions, an engine brings its own runtime: code that the process runs.
+
+    Args:
+        compute_capabilities: The GPUs that TensorRT for RTX builds for; `PORTABLE` if none is named.
+        version_compatible: Later versions of TensorRT load it, too.
+        hardware_compatible: The other GPUs on which TensorRT runs it, too, one of `HARDWARE_LEVELS`.
+
+    Raises:
+        InputError: There is no such level.
+    """
+
+    compute_capabilities: Sequence[str] = ()
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.hardware_compatible not in (None, *HARDWARE_LEVELS):
+            raise InputError(f"The other GPUs that an engine is compatible with are {' or '.join(HARDWARE_LEVELS)}, but got "
+                             f"{self.hardware_compatible!r}: choose one of these.")
 
 
 class TensorRt(Runtime):
@@ -106,35 +147,39 @@ class TensorRt(Runtime):
             raise UnavailableError(f"{self.name} is not usable here: {found.reason}.")
         engine = program.files.get(ENGINE_FILE)
         if engine is None:
-            capabilities = (str(settings["gpu_compute_capability"]),) if self.ahead_of_time else ()
-            engine = self._build(program, settings, capabilities)
+            target = EngineTarget((str(settings["gpu_compute_capability"]),) if self.ahead_of_time else ())
+            engine = self._build(program, settings, target)[ENGINE_FILE]
         return _TensorRtExecutable(self, engine, program)
 
-    def build_engine(self, model: bytes | Path, *, precision: str = "fp32",
-                     compute_capabilities: Sequence[str] | None = None) -> bytes:
-        """Compiles an ONNX model to an engine, which any program that uses this package's runtime can load.
+    def build_engine(self, model: bytes | Path, *, precision: str = "fp32", target: EngineTarget | None = None) -> Program:
+        """Compiles an ONNX model to an engine, which `load` takes wherever the target says.
 
         TensorRT for RTX needs no GPU for that.
 
         Args:
             model: The model's bytes or its file.
             precision: Arithmetic of the floating-point layers, one of `precisions`.
-            compute_capabilities: The GPUs that TensorRT for RTX builds for, `PORTABLE` unless given; TensorRT has no choice
-                but the GPU that is here.
+            target: Where the engine is to run.
+
+        Returns:
+            A program of the engine (`ENGINE_FILE`) and, of TensorRT, of the timings that it was built with (`TIMINGS_FILE`).
 
         Raises:
-            InputError: The model is malformed or not supported, or precision or capabilities are unknown.
-            UnavailableError: The package is not installed; for TensorRT also, there is no GPU.
+            InputError: The model is malformed or not supported, or precision or target are not this package's.
+            UnavailableError: The package is not installed; for TensorRT also, there is no GPU, or its timings cannot be kept.
         """
-        config = RuntimeConfig(precision=precision)
+        config, target = RuntimeConfig(precision=precision), target or EngineTarget()
         program = self.prepare(model, config)
-        if compute_capabilities and not self.ahead_of_time:
-            raise InputError(f"{self.name} builds for the GPU that is here, but got compute capabilities "
-                             f"{list(compute_capabilities)}: leave them out, or use tensorrt-rtx.")
+        self._check_target(target)
         reason = self.can_build().reason
         if reason:
             raise UnavailableError(f"{self.name} cannot build an engine here: {reason}.")
-        return self._build(program, self.settings(config), (compute_capabilities or PORTABLE) if self.ahead_of_time else ())
+        settings = self.settings(config)
+        if self.ahead_of_time:
+            files = self._build(program, settings, replace(target, compute_capabilities=target.compute_capabilities or PORTABLE))
+        else:
+            files = self._build_with_kept_timings(program, settings, target)
+        return Program(files, program.inputs, program.outputs)
 
     def inspect_engine(self, engine: bytes) -> None:
         """Reads an engine as far as this machine can: without a GPU, its header and how its parts lie in it.
@@ -155,8 +200,31 @@ class TensorRt(Runtime):
     def _install(self) -> str:
         return f"pip install 'hwnas[{self.name}]'"
 
-    def _build(self, program: Program, settings: Mapping[str, Setting], compute_capabilities: Sequence[str]) -> bytes:
-        """An engine; compute capabilities are only given to what builds ahead of time."""
+    def _check_target(self, target: EngineTarget) -> None:
+        if target.compute_capabilities and not self.ahead_of_time:
+            raise InputError(f"{self.name} builds for the GPU that is here, but got compute capabilities "
+                             f"{list(target.compute_capabilities)}: leave them out, or use tensorrt-rtx.")
+        if (target.version_compatible or target.hardware_compatible) and self.ahead_of_time:
+            raise InputError(f"{self.name} builds for its own version and for GPUs by compute capability, but is asked for "
+                             "compatibility with others: leave it out, or use tensorrt.")
+
+    def _build_with_kept_timings(self, program: Program, settings: Mapping[str, Setting], target: EngineTarget
+                                 ) -> dict[str, bytes]:
+        from hwnas.files import write_atomic  # which a device that only loads does not have
+
+        kept = timings_path(self.name, importlib.import_module(self.module).__version__, gpu_settings())
+        try:
+            files = self._build(program, settings, target, kept.read_bytes() if kept.exists() else b"")
+            write_atomic(kept, files[TIMINGS_FILE])
+        except OSError as error:
+            raise UnavailableError(f"What {self.name} measures of kernels is kept in {kept.parent}, but that cannot be read and "
+                                   f"written ({error.strerror}): free some space there, or set {CACHE_VARIABLE} to another "
+                                   "folder.") from None
+        return files
+
+    def _build(self, program: Program, settings: Mapping[str, Setting], target: EngineTarget,
+               timings: bytes | None = None) -> dict[str, bytes]:
+        """An engine; with timings, which may be empty, also what they are afterwards."""
         trt = importlib.import_module(self.module)
         complaints: list[str] = []
         builder = trt.Builder(_logger(trt, complaints))
@@ -168,12 +236,12 @@ class TensorRt(Runtime):
         config.clear_flag(trt.BuilderFlag.TF32)
         config.builder_optimization_level = settings["builder_optimization_level"]
         builder.max_threads = settings["max_threads"]
-        if compute_capabilities:
-            _set_compute_capabilities(trt, config, compute_capabilities)
+        _set_target(trt, config, target)
+        cache = None if timings is None else _attach_timings(trt, config, timings)
         engine = builder.build_serialized_network(network, config)
         if engine is None:
             raise compile_refusal(self, ValueError("; ".join(complaints) or "the builder does not say why"))
-        return bytes(engine)
+        return {ENGINE_FILE: bytes(engine)} | ({} if cache is None else {TIMINGS_FILE: bytes(cache.serialize())})
 
 
 TENSORRT = TensorRt("tensorrt", "tensorrt", ahead_of_time=False)
@@ -187,6 +255,7 @@ class _TensorRtExecutable:
         self.outputs = program.outputs
         self._complaints: list[str] = []
         self._runtime = trt.Runtime(_logger(trt, self._complaints))
+        self._runtime.engine_host_code_allowed = not runtime.ahead_of_time  # those for later versions bring a runtime
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise UnavailableError(f"{runtime.name} must load the engine that it built, but did not "
@@ -274,13 +343,35 @@ def _compute_capabilities(trt: Any) -> dict[str, Any]:
     return {f"{number[:-1]}.{number[-1]}": value for number, value in numbers.items() if number.isdecimal()}
 
 
-def _set_compute_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> None:
-    known = _compute_capabilities(trt)
-    config.num_compute_capabilities = len(wanted)
-    for index, capability in enumerate(wanted):
-        if capability not in known:
-            raise InputError(f"An engine is built for compute capabilities among {', '.join(known)}, but got {capability!r}.")
-        config.set_compute_capability(known[capability], index)
+def timings_path(runtime: str, version: str, gpu: Mapping[str, Setting]) -> Path:
+    """The file that keeps what one version measured of kernels on one GPU under one driver: of no other are they true."""
+    identity = repr((version, sorted(gpu.items())))
+    return cache_folder() / runtime / f"{sha256(identity.encode()).hexdigest()}.timing"
+
+
+def _set_target(trt: Any, config: Any, target: EngineTarget) -> None:
+    if target.compute_capabilities:
+        known = _compute_capabilities(trt)
+        config.num_compute_capabilities = len(target.compute_capabilities)
+        for index, capability in enumerate(target.compute_capabilities):
+            if capability not in known:
+                raise InputError(f"An engine is built for compute capabilities among {', '.join(known)}, but got {capability!r}.")
+            config.set_compute_capability(known[capability], index)
+    if target.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if target.hardware_compatible:
+        level = HARDWARE_LEVELS[target.hardware_compatible]
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.__members__[level]
+
+
+def _attach_timings(trt: Any, config: Any, timings: bytes) -> Any:
+    """A timing cache for a build, empty where TensorRT does not take the timings: damaged ones, or those of another GPU."""
+    config.set_flag(trt.BuilderFlag.DISABLE_COMPILATION_CACHE)  # else the kernels themselves are in it, too
+    cache = config.create_timing_cache(timings)
+    if not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
 
 
 def _describe(parser: Any, complaints: Sequence[str]) -> str:

@@ -1,9 +1,11 @@
 """The contract of `hwnas.export.formats`, held against every format whose runtime is here; a new one is tested by being there."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -15,6 +17,11 @@ from hwnas.export.artifact import export_network
 from hwnas.export.formats import FORMATS, FormatOptions
 from hwnas.export.loading import load_artifact
 from hwnas.export.verify import verify_artifact
+from hwnas.ir.blocks import Head, MBConv, Stem
+from hwnas.ir.network import build_network
+from hwnas.ir.quantized import Quantized
+from hwnas.ir.shape import TensorShape
+from hwnas.lower.onnx import OPSET, to_onnx
 from hwnas.lower.torch import to_torch
 from hwnas.runtimes import RUNTIMES
 from hwnas.runtimes.tensorrt import TENSORRT_RTX
@@ -183,6 +190,54 @@ def test_a_conversion_that_departs_is_not_shipped_and_the_layer_is_named(name, p
     assert not list(tmp_path.iterdir())
 
 
+# Operator sets
+
+NEWER_OPSET = 21  # which all of them read
+INT8_NETWORK = build_network(TensorShape(3, 12, 12), [
+    ("stem", Stem(8)), ("body", Quantized(MBConv(16, 3, 2, se_ratio=0.25), 8, 8)), ("head", Head(5))])
+RANDOM_NAME = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # MNN gives one to each of its files
+
+
+def kernels_of_onnx_runtime(files, folder):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it warns that the optimised model is for this machine alone
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(files["model.onnx"], options, providers=["CPUExecutionProvider"])
+    return Counter((node.domain, node.op_type) for node in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+def kernels_of_openvino(files, folder):
+    import openvino
+
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return Counter(tuple(operator.get_rt_info()[key].astype(str) for key in ("layerType", "primitiveType"))
+                   for operator in compiled.get_runtime_model().get_ops())
+
+
+@pytest.mark.parametrize("network", [NETWORK, INT8_NETWORK], ids=["fp32", "int8"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("executorch", "tensorrt")])
+def test_a_newer_operator_set_changes_nothing_that_is_run(name, network, tmp_path):
+    """So all formats have one that releases of many years read. (ExecuTorch's lowering takes seconds.)"""
+    if name == "tensorrt-rtx" and not TENSORRT_RTX.can_build().available:
+        pytest.skip("tensorrt-rtx is not installed")
+    if name != "tensorrt-rtx":
+        available(name)
+    chosen, made = FORMATS[name], []
+    for opset in (chosen.opset, NEWER_OPSET):
+        files = chosen.build(to_onnx(network, seed=0, opset=opset).SerializeToString(), FormatOptions(name)).files
+        if name == "onnx":
+            made.append(kernels_of_onnx_runtime(files, tmp_path))
+        elif name == "openvino":
+            made.append(kernels_of_openvino(files, tmp_path))
+        else:
+            made.append({file: RANDOM_NAME.sub(b"", content) for file, content in files.items()})
+    assert made[0] == made[1] and made[0] and chosen.opset == OPSET
+
+
 # Engines for GPUs that are not here
 
 @pytest.fixture(scope="module", params=TENSORRT_RTX.precisions)
@@ -234,7 +289,10 @@ def test_the_model_behind_an_engine_is_compared_before_it_is_built(tmp_path, mon
     (FormatOptions("pickle"), "pickle"), (FormatOptions("onnx", "fp16"), "fp16"), (FormatOptions("litert", "bf16"), "bf16"),
     (FormatOptions("ncnn", dynamic_batch=True), "--dynamic-batch"),
     (FormatOptions("onnx", compute_capabilities=("8.9",)), "--compute-capability"),
-    (FormatOptions("tensorrt", compute_capabilities=("8.9",)), "--compute-capability")])
+    (FormatOptions("tensorrt", compute_capabilities=("8.9",)), "--compute-capability"),
+    (FormatOptions("tensorrt-rtx", version_compatible=True), "--version-compatible"),
+    (FormatOptions("onnx", hardware_compatible="ampere-plus"), "--hardware-compatible"),
+    (FormatOptions("tensorrt", hardware_compatible="8.9"), "same-compute-capability or ampere-plus, but got '8.9'")])
 def test_options_that_a_format_lacks_are_refused(options, word, tmp_path):
     with pytest.raises(InputError, match=word):
         export_network(NETWORK, WEIGHTS, tmp_path / "a", images=IMAGES, options=options)

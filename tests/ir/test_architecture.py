@@ -32,6 +32,15 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
     assert str(again) == "mb skip"
 
 
+def test_an_architecture_of_another_space_is_refused_in_one_printable_line() -> None:
+    """Its hash is whatever a file says."""
+    other = architecture_from_dict(DOCUMENT | {"space": "x\ny", "space_hash": "a\n\x1b[2Jb"})
+    with pytest.raises(InputError) as caught:
+        SPACE.check(other)
+    assert str(caught.value).isprintable()
+    assert r"it is of 'x\ny' ('a\n\x1b[2Jb') and the space is 'tiny'" in str(caught.value)
+
+
 def test_a_file_truncated_anywhere_is_refused(tmp_path: Path) -> None:
     whole = ONE.save(tmp_path / "best.json").read_bytes().rstrip()
     path = tmp_path / "part.json"

@@ -1,5 +1,8 @@
 """TensorRT: engines are built for real wherever the package is, with or without a GPU; running them needs one."""
 
+import importlib
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +18,18 @@ from hwnas.lower.onnx import to_onnx
 from hwnas.runtimes import RuntimeConfig, load_runtime
 from hwnas.runtimes.nvidia import missing_modules
 from hwnas.runtimes.onnx_signed import to_signed
-from hwnas.runtimes.tensorrt import PORTABLE, TENSORRT, TENSORRT_RTX
+from hwnas.runtimes.tensorrt import (
+    ENGINE_FILE,
+    HARDWARE_LEVELS,
+    PORTABLE,
+    TENSORRT,
+    TENSORRT_RTX,
+    TIMINGS_FILE,
+    EngineTarget,
+    _attach_timings,
+    _set_target,
+    timings_path,
+)
 from tests.runtimes.models import build_model, conv_net, noise, two_input_net
 
 ABSENT = missing_modules([TENSORRT_RTX.module], "pip install 'hwnas[tensorrt-rtx]'")
@@ -23,8 +37,9 @@ builds = pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
 AMPERE = ["8.6"]
 
 
-def build(model: onnx.ModelProto, precision: str = "fp32", compute_capabilities: list[str] | None = AMPERE) -> bytes:
-    engine = TENSORRT_RTX.build_engine(model.SerializeToString(), precision=precision, compute_capabilities=compute_capabilities)
+def build(model: onnx.ModelProto, precision: str = "fp32", compute_capabilities: Sequence[str] = AMPERE) -> bytes:
+    program = TENSORRT_RTX.build_engine(model.SerializeToString(), precision=precision, target=EngineTarget(compute_capabilities))
+    (engine,) = program.files.values()  # never timings, which would ask for a GPU
     assert engine[:4] == b"vtrt" and int.from_bytes(engine[16:20], "little") == len(engine)  # its header states its length
     return engine
 
@@ -62,7 +77,7 @@ def test_an_engine_of_a_large_network_is_half_as_large_in_half_precision():
 @pytest.mark.parametrize("model", [conv_net(), two_input_net()], ids=["conv_net", "two_input_net"])
 @pytest.mark.parametrize("precision", TENSORRT_RTX.precisions)
 def test_small_models(model, precision):
-    build(model, precision, None)
+    build(model, precision, ())
 
 
 @builds
@@ -153,13 +168,56 @@ def test_unknown_compute_capabilities_are_refused(capabilities):
 
 def test_tensorrt_has_no_choice_of_gpu():
     with pytest.raises(InputError, match="use tensorrt-rtx"):
-        TENSORRT.build_engine(conv_net().SerializeToString(), compute_capabilities=AMPERE)
+        TENSORRT.build_engine(conv_net().SerializeToString(), target=EngineTarget(AMPERE))
+
+
+@pytest.mark.parametrize("target", [EngineTarget(version_compatible=True), EngineTarget(hardware_compatible="ampere-plus")])
+def test_tensorrt_for_rtx_has_no_compatibility(target):
+    with pytest.raises(InputError, match="use tensorrt"):
+        TENSORRT_RTX.build_engine(conv_net().SerializeToString(), target=target)
+
+
+def test_unknown_levels_of_compatibility_are_refused():
+    with pytest.raises(InputError, match=r"same-compute-capability or ampere-plus, but got 'turing'"):
+        EngineTarget(hardware_compatible="turing")
+
+
+@builds
+def test_compatibility_bears_the_names_of_nvidias_bindings():
+    """The two packages are built from one source; only full TensorRT honours the level."""
+    trt = importlib.import_module(TENSORRT_RTX.module)
+    assert set(HARDWARE_LEVELS.values()) == set(trt.HardwareCompatibilityLevel.__members__) - {"NONE"}
+    for level in HARDWARE_LEVELS:
+        config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+        _set_target(trt, config, EngineTarget(version_compatible=True, hardware_compatible=level))
+        assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert trt.Runtime(trt.Logger(trt.Logger.ERROR)).engine_host_code_allowed is False
+
+
+@builds
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("timings", [b"", b"damaged" * 50], ids=["none yet", "damaged"])
+def test_timings_that_are_no_good_are_begun_anew(timings):
+    trt = importlib.import_module(TENSORRT_RTX.module)
+    config = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR)).create_builder_config()
+    cache = _attach_timings(trt, config, timings)
+    assert bytes(cache.serialize()) == bytes(config.create_timing_cache(b"").serialize())
+    assert config.get_timing_cache() is not None and config.get_flag(trt.BuilderFlag.DISABLE_COMPILATION_CACHE)
+
+
+def test_timings_are_kept_for_one_version_gpu_and_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("HWNAS_CACHE_DIR", str(tmp_path))
+    gpu = {"gpu": "L4", "gpu_driver": "580.1", "gpu_compute_capability": "8.9"}
+    paths = [timings_path("tensorrt", version, one) for version, one in (
+        ("11.4", gpu), ("11.5", gpu), ("11.4", gpu | {"gpu": "L40"}), ("11.4", gpu | {"gpu_driver": "590.1"}))]
+    assert len(set(paths)) == 4 and {path.parent for path in paths} == {tmp_path / "tensorrt"}
+    assert timings_path("tensorrt", "11.4", dict(reversed(gpu.items()))) == paths[0]
 
 
 def test_tensorrt_builds_where_it_runs_or_says_what_is_missing():
     found = TENSORRT.availability()
     if found.available:
-        assert TENSORRT.build_engine(conv_net().SerializeToString())
+        assert TENSORRT.build_engine(conv_net().SerializeToString()).files[ENGINE_FILE]
         return
     with pytest.raises(UnavailableError, match="tensorrt cannot build an engine here") as caught:
         TENSORRT.build_engine(conv_net().SerializeToString())
@@ -198,3 +256,22 @@ def test_runs_after_the_first_take_new_inputs(runtime):
     results = [executable.run({"images": images})["logits"] for images in (first, second, first)]
     assert np.abs(results[0] - results[1]).max() > 1e-3
     np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("target", [EngineTarget(), EngineTarget(version_compatible=True),
+                                    EngineTarget(hardware_compatible="same-compute-capability"),
+                                    EngineTarget(hardware_compatible="ampere-plus")], ids=str)
+def test_engines_of_tensorrt_run_whatever_they_are_compatible_with(target, tmp_path, monkeypatch):
+    if not TENSORRT.availability().available:
+        pytest.skip(f"tensorrt: {TENSORRT.availability().reason}")
+    monkeypatch.setenv("HWNAS_CACHE_DIR", str(tmp_path))
+    model, images = conv_net().SerializeToString(), noise((2, 3, 16, 16), 1)
+    expected = load_runtime("onnxruntime-cpu").compile(model, RuntimeConfig()).run({"images": images})["logits"]
+    program = TENSORRT.build_engine(model, target=target)
+    result = TENSORRT.load(program, RuntimeConfig()).run({"images": images})["logits"]
+    assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
+    (kept,) = (tmp_path / "tensorrt").iterdir()
+    assert kept.read_bytes() == program.files[TIMINGS_FILE]
+    again = TENSORRT.build_engine(model, target=target)
+    assert len(again.files[TIMINGS_FILE]) == len(program.files[TIMINGS_FILE])  # nothing had to be measured
