@@ -1,5 +1,6 @@
 """Settings for the whole suite."""
 
+import gc
 import os
 
 from hypothesis import settings
@@ -17,3 +18,9 @@ settings.load_profile(os.environ.get("HWNAS_HYPOTHESIS", "hwnas"))
 def pytest_collection_modifyitems(items):
     """The commands of the documentation first: a page is one long test, and at the end the other process would wait for it."""
     items.sort(key=lambda item: "test_docs.py::test_commands_run" not in item.nodeid)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: without this a garbage collection takes longer than most tests."""
+    gc.collect()
+    gc.freeze()

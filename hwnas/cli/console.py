@@ -102,7 +102,7 @@ class ProgressBar:
         self._title = title
         self._bar = bar
         self._task = bar.add_task(title, total=None, note="") if bar else None
-        self._began = self._last_line = time.monotonic()
+        self._began = self._part_began = self._last_line = time.monotonic()
         self._first_done: int | None = None
         self._latest: tuple[int, int, str] | None = None
 
@@ -112,13 +112,15 @@ class ProgressBar:
             self._bar.update(self._task, completed=done, total=total, note=note)
             return
         now = time.monotonic()
+        if self._latest is not None and done < self._latest[0]:  # a part of the stage begins that has a pace of its own
+            self._first_done, self._part_began = None, now
         self._latest = done, total, note
         if self._first_done is None:
             self._first_done = done - 1  # the rest was there before: it says nothing about the pace
         if now - self._last_line < _LINE_SECONDS:
             return
         self._last_line = now
-        pace = (done - self._first_done) / max(now - self._began, 1e-9)
+        pace = (done - self._first_done) / max(now - self._part_began, 1e-9)
         left = f"{_duration((total - done) / pace)} left" if pace > 0 else ""
         self._line(f"{done}/{total} ({100 * done / max(total, 1):.0f} %)", left, note)
 

@@ -100,8 +100,8 @@ class EffortRecord(_Record):
     """What a table took to measure, and how far it came.
 
     Attributes:
-        minutes: Wall clock of all calls that built it.
-        timing_minutes: Of these, in timed and warm-up calls; the rest compiled, loaded and started processes.
+        minutes: Wall clock of all calls that built it, those that were killed among them.
+        timing_minutes: Of these, in timed and warm-up calls; the rest prepared, compiled, loaded and started processes.
         sessions: How many were measured.
         planned_sessions: How many were to be.
     """

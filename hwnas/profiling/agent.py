@@ -5,7 +5,8 @@ global state, and because a runtime that crashes on a model must not take the pr
 `hwnas.profiling.guard` above it sees to what it cannot see to itself.
 
 Messages, each answered by one: `environment` (describes the machine and takes the anchor's place in it), `anchor` (a program to
-keep) and `measure` (a program and a plan). An answer has the result, or `error` with the kind and the words.
+keep, before anything else that needs the runtime), `measure` (a program and a plan) and, to agents of the profiler's own machine,
+`prepare` (a model to convert into the cache). An answer has the result, or `error` with the kind and the words.
 """
 
 import os
@@ -21,6 +22,7 @@ from hwnas.profiling.session import run_session
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RUNTIMES
 from hwnas.runtimes.base import Program, Runtime, RuntimeConfig, one_line
+from hwnas.runtimes.onnx_model import ONNX_FILE
 
 SHIPPED = ("__init__.py", "errors.py", "latency/__init__.py", "latency/sessions.py",
            *(f"profiling/{name}.py" for name in ("__init__", "agent", "environment", "guard", "protocol", "session", "timing")),
@@ -40,7 +42,7 @@ class Agent:
         self._runtime, self._config = runtime, config
         self._anchor: Program | None = None
         self._answers: dict[str, Callable[[Message], dict[str, Any]]] = {
-            "environment": self._environment, "anchor": self._keep_anchor, "measure": self._measure}
+            "environment": self._environment, "anchor": self._keep_anchor, "measure": self._measure, "prepare": self._prepare}
 
     def answer(self, message: Message) -> dict[str, Any]:
         """The answer to a message; a refusal is an answer, too."""
@@ -54,6 +56,9 @@ class Agent:
                                                        anchor=str(message.content["anchor"]))}
 
     def _keep_anchor(self, message: Message) -> dict[str, Any]:
+        found = self._runtime.can_load()
+        if not found.available:
+            raise UnavailableError(f"{self._runtime.name} is not usable there: {found.reason}.")
         self._anchor = program_of(message)
         return {}
 
@@ -68,6 +73,10 @@ class Agent:
         except Exception as error:  # runtimes raise what they like, often only when the model runs
             raise InputError(f"{self._runtime.name} cannot run the model ({_described(error)}): check it with onnx.checker, or "
                              "choose another runtime.") from None
+
+    def _prepare(self, message: Message) -> dict[str, Any]:
+        self._runtime.prepare(message.files[ONNX_FILE], self._config)
+        return {}
 
 
 def refusal(error: Exception) -> dict[str, Any]:
@@ -134,9 +143,6 @@ def _take_streams() -> Stream:
 def _open_agent(name: str, threads: str, precision: str, cpus: str = "") -> Agent:
     runtime, config = RUNTIMES[name], RuntimeConfig(int(threads), precision)
     pin(config.threads, [int(cpu) for cpu in cpus.split(",")] if cpus else None)  # before the runtime starts any thread
-    found = runtime.can_load()
-    if not found.available:
-        raise UnavailableError(f"{name} is not usable there: {found.reason}.")
     return Agent(runtime, config)
 
 

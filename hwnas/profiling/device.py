@@ -129,11 +129,15 @@ class Link:
             raise refusal
         return content
 
-    def close(self) -> tuple[int, str]:
-        """Ends the agent, and returns its exit status and its last words."""
+    def hang_up(self) -> None:
+        """Has the agent end, without waiting for it."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+    def close(self) -> tuple[int, str]:
+        """Ends the agent, and returns its exit status and its last words."""
+        self.hang_up()
         try:
             status = self.process.wait(_CLOSING_S)
         except subprocess.TimeoutExpired:
@@ -166,6 +170,7 @@ class Device:
         self._launch, self._cpus, self._patience = launch, tuple(cpus), patience or Patience()
         self._anchor = anchor or _usual_anchor()
         self._link: Link | None = None
+        self._has_measured = False
         self._reached = False
         self._described: tuple[Message, dict[str, Any]] | None = None
 
@@ -210,11 +215,14 @@ class Device:
         except AgentCrashError as error:
             raise InputError(f"{self.name} {error} on the model, {self._patience.attempts} times: choose another runtime, or "
                              "leave the block out.") from None
+        finally:
+            self._has_measured = True
         return replace(session, total_s=round(time.perf_counter() - start, 3))
 
     def renew(self) -> None:
         """Has the next session run in a fresh process."""
-        self.close()
+        if self._has_measured:
+            self.close()
 
     def close(self) -> None:
         """Ends the agent; the device may be used again."""
@@ -252,7 +260,7 @@ class Device:
         cpus = [",".join(map(str, self._cpus))] if self._cpus else []
         anchor = self._prepared_anchor
         link = self._launch([self.runtime.name, str(self.config.threads), self.config.precision, *cpus])
-        self._link = link
+        self._link, self._has_measured = link, False
         deadline = time.monotonic() + self._patience.start_s
         with self._conversing(link, starting=True):
             link.greet(deadline)
@@ -281,7 +289,7 @@ class Device:
             status, words = link.close()
             if link.lost(status):
                 raise UnreachedError(words or str(error)) from None
-            how = _how_it_ended(status, error)
+            how = how_it_ended(status, error)
             if starting:
                 raise UnreachedError(f"its agent {how}" + (f": {words}" if words else "")) from None
             raise AgentCrashError(how) from None
@@ -367,7 +375,7 @@ def _read_environment(answer: Mapping[str, Any]) -> dict[str, Any]:
     return environment | {"runtime_version": str(environment["runtime_version"])}
 
 
-def _how_it_ended(status: int, error: ProtocolError) -> str:
+def how_it_ended(status: int, error: ProtocolError) -> str:
     """What to say of an agent that ended, or had to be; a signal's number comes negative, or from a guard with 128 added."""
     if isinstance(error, SilenceError):
         return "hung"

@@ -13,8 +13,8 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from hwnas.profiling.agent import SHIPPED as AGENT_FILES
 from hwnas.profiling.anchor import ANCHOR_NAME, anchor_model, anchor_sha256
 from hwnas.profiling.environment import CHECKED_KEYS, compare_environments
 from hwnas.profiling.kit_runner import KIT_FILE, PROGRAMS_FOLDER, RESULTS_FILE, SCHEMA, Kit, PackedModel, load_kit, pack_program
+from hwnas.profiling.preparing import prepare_ahead
 from hwnas.profiling.profiler import (
     JOURNAL_SCHEMA,
     ProfilePlan,
@@ -48,13 +49,15 @@ from hwnas.runtimes.base import Runtime, RuntimeConfig
 
 RUN_FILE, README_FILE, PACKAGE_FILE = "run.py", "README.md", "hwnas.zip"
 # What has to be on the device, relative to the package.
-SHIPPED = (*AGENT_FILES, "files.py", "profiling/device.py", "profiling/kit_runner.py", "profiling/rounds.py")
+SHIPPED = (*AGENT_FILES, "files.py", "profiling/device.py", "profiling/kit_runner.py", "profiling/preparing.py",
+           "profiling/rounds.py")
 
 # What pip calls the packages that a runtime's programs are loaded with.
-_PACKAGES: Mapping[str, str] = {
+_PACKAGES: dict[str, str] = {
     "onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino", "ncnn-cpu": "ncnn", "mnn-cpu": "MNN", "torch-cpu": "torch",
     "executorch-cpu": "executorch torch", "litert-cpu": "ai-edge-litert", "torch-cuda": "torch nvidia-ml-py",
-    "onnxruntime-cuda": "'onnxruntime-gpu[cuda,cudnn]' nvidia-ml-py"}
+    "onnxruntime-cuda": "'onnxruntime-gpu[cuda,cudnn]' nvidia-ml-py",
+    "tensorrt": "tensorrt cuda-bindings nvidia-ml-py", "tensorrt-rtx": "tensorrt-rtx cuda-bindings nvidia-ml-py"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def build_kit(space: Space, runtime: str, output: str | os.PathLike[str], *, con
         plan: How much to measure; its minutes are for the device to say.
         seed: Chooses the whole networks and the order.
         overwrite: Replaces a kit that is already there, and its results.
-        progress: Called with (programs done, programs in all, what was prepared).
+        progress: Called with (programs done, programs in all, what was prepared); beforehand, while models are converted on all
+            processors, with (models done, models in all, "preparing" and what was).
 
     Raises:
         InputError: An argument is out of range, the folder exists, or the converter refuses every block or a network.
@@ -203,21 +207,25 @@ class _Builder:
         """
         self._anchor = self._add(folder, anchor_model())
         blocks = plan_blocks(self._space, self._batch_size)
+        refused = self._convert(blocks, progress)
         networks = min(self._plan.fit_networks + self._plan.held_out_networks, self._space.size)
         rows: list[dict[str, Any]] = []
-        refused: dict[str, str] = {}
         for index, block in enumerate(blocks):
-            try:
-                rows.append({"key": block.key, "role": block.role, "program": self._add(folder, block.model())})
-            except InputError as error:
-                refused[block.key] = str(error)
+            if block.key not in refused:
+                try:
+                    rows.append({"key": block.key, "role": block.role, "program": self._add(folder, block.model())})
+                except InputError as error:
+                    refused[block.key] = str(error)
             if progress is not None:
                 progress(index + 1, len(blocks) + networks, block.key)
         if not rows:
             why = next(iter(refused.values()), "it has none.")
             raise InputError(f"{self._runtime.name} refuses every block of {self._space.name!r}: {why}")
         number = {row["key"]: index for index, row in enumerate(rows)}
-        for index, network in enumerate(plan_networks(self._space, self._plan, self._batch_size, self._seed, refused)):
+        chosen = plan_networks(self._space, self._plan, self._batch_size, self._seed, refused)
+        for reason in self._convert(chosen, progress).values():
+            raise InputError(reason)
+        for index, network in enumerate(chosen):
             rows.append({"key": network.key, "role": network.role, "program": self._add(folder, network.model()),
                          "choices": network.choices, "blocks": sorted(number[key] for key in self._blocks_of(network))})
             if progress is not None:
@@ -237,6 +245,18 @@ class _Builder:
             "anchor": {"name": ANCHOR_NAME, "sha256": anchor_sha256(), "program": self._anchor},
             "refused": refused, "programs": self._sizes, "workloads": rows, "space_definition": space.to_dict()}
         return content | {"content_sha256": content_sha256(content)}
+
+    def _convert(self, workloads: Sequence[Workload], progress: Progress | None) -> dict[str, str]:
+        """Converts ahead what is to be added; returns what the converter refuses, with its reason."""
+        refused = {}
+        models = {workload.key: workload.model for workload in workloads}
+        with closing(prepare_ahead(self._runtime, self._config, models, math.inf)) as prepared:
+            for done, (key, reason) in enumerate(prepared, 1):
+                if reason is not None:
+                    refused[key] = reason
+                if progress is not None:
+                    progress(done, len(models), f"preparing {key}")
+        return refused
 
     def _add(self, folder: Path, model: bytes) -> str:
         content = pack_program(self._runtime.prepare(model, self._config))
@@ -363,7 +383,7 @@ def _readme(manifest: Mapping[str, Any], sessions: int, at_most_minutes: float) 
     return _README.format(
         space=manifest["space"], runtime=runtime, threads=manifest["threads"], precision=manifest["precision"],
         batch_size=manifest["journal"]["batch_size"], prepared=f", models prepared by {converter}" if converter else "",
-        packages=f"numpy {_PACKAGES.get(runtime, runtime)}", mib=math.ceil(sum(manifest["programs"].values()) / 2**20),
+        packages=f"numpy {_PACKAGES[runtime]}", mib=math.ceil(sum(manifest["programs"].values()) / 2**20),
         sessions=sessions, minutes=math.ceil(at_most_minutes), run=RUN_FILE, results=RESULTS_FILE)
 
 

@@ -38,6 +38,7 @@ from hwnas.profiling.rounds import (
     measure_rounds,
     measurement_folder,
     open_journal,
+    read_preparing_s,
     without_disturbed,
 )
 
@@ -113,7 +114,8 @@ def profile_space(space: Space, device: Device, output: str | os.PathLike[str], 
         plan: How much to measure.
         seed: Chooses the whole networks and the order.
         restart: Discards what is there.
-        progress: Called with (sessions done, sessions planned, what was measured).
+        progress: Called with (sessions done, sessions planned, what was measured); beforehand, while models are prepared, with
+            (models done, models in all, "preparing" and what was prepared).
 
     Returns:
         The table, also written to `output`.
@@ -156,15 +158,17 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     deadline = time.monotonic() + plan.max_minutes * 60
     probe = replace(plan, min_sessions=1, max_sessions=1)
     in_all = sum(plan.sessions(workload.role)[0] for workload in plan_workloads(space, plan, batch_size, seed))
+    preparing = None if progress is None else lambda done, total, key: progress(done, total, f"preparing {key}")
     # One session of every block first: it shows which ones the device refuses, before networks are drawn that have them.
     _measure(blocks, measured, refused, journal, device, probe, seed, deadline,
-             None if progress is None else lambda done, total, key: progress(done, in_all, key))
+             None if progress is None else lambda done, total, key: progress(done, in_all, key), preparing)
     if len(refused) == len(blocks):
         raise InputError(f"{device.name} refuses every block of {space.name!r}: {next(iter(refused.values()))}")
     workloads = [*blocks, *plan_networks(space, plan, batch_size, seed, refused)]
     if time.monotonic() <= deadline:
-        _measure(workloads, measured, refused, journal, device, plan, seed, deadline, progress)
-    table = assemble_table(space, environment, plan, workloads, measured, refused, exported)
+        _measure(workloads, measured, refused, journal, device, plan, seed, deadline, progress, preparing)
+    table = assemble_table(space, environment, plan, workloads, measured, refused, exported,
+                           preparing_s=read_preparing_s(journal))
     table.save(path)
     if table.effort is not None and table.effort.complete:
         journal.unlink(missing_ok=True)
@@ -172,11 +176,11 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
 
 
 def _measure(workloads: Sequence["Workload"], measured: Measured, refused: dict[str, str], journal: Path, device: Device,
-             plan: ProfilePlan, seed: int, deadline: float, progress: Progress | None) -> None:
+             plan: ProfilePlan, seed: int, deadline: float, progress: Progress | None, preparing: Progress | None) -> None:
     plan = replace(plan, max_minutes=max(0.0, deadline - time.monotonic()) / 60)
     measure_rounds({workload.key: workload.model for workload in workloads}, measured, journal, device, plan,
                    sessions={workload.key: plan.sessions(workload.role) for workload in workloads}, seed=seed, progress=progress,
-                   refused=refused)
+                   preparing=preparing, refused=refused)
 
 
 def default_table_path(environment: Mapping[str, Any], space: Space) -> Path:
@@ -295,7 +299,8 @@ class _NetworkModel:
 
 
 def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan, workloads: Sequence[Workload],
-                   measured: Measured, refused: Mapping[str, str], exported: Sequence[NetworkRecord] = ()) -> LatencyTable:
+                   measured: Measured, refused: Mapping[str, str], exported: Sequence[NetworkRecord] = (), *,
+                   preparing_s: float = 0.0) -> LatencyTable:
     """The table of what a journal holds.
 
     Args:
@@ -306,6 +311,7 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
         measured: Sessions by key.
         refused: Why the device does not run a model, by key.
         exported: Measured networks that the journal knows nothing of.
+        preparing_s: Seconds in which models were prepared ahead.
 
     Raises:
         InputError: There is no session at all.
@@ -328,7 +334,8 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
         raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")
     anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=tuple(session.anchor_ms for session in every))
     missing = sum(max(0, count - len(measured.get(key, ()))) for key, count in least.items() if key not in refused)
-    effort = EffortRecord(minutes=round(sum(session.total_s for session in every) / 60, 6), sessions=len(every),
+    spent_s = preparing_s + sum(session.total_s for session in every)
+    effort = EffortRecord(minutes=round(spent_s / 60, 6), sessions=len(every),
                           timing_minutes=round(sum(session.timing_s for session in every) / 60, 6),
                           planned_sessions=len(every) + missing)
     blocks = {workload.key for workload in workloads if workload.role == "entry"}

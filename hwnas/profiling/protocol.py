@@ -68,6 +68,10 @@ class Stream:
         self._buffer = bytearray()
         os.set_blocking(write_fd, False)
 
+    def fileno(self) -> int:
+        """What becomes readable when the other side says something, or ends."""
+        return self._read_fd
+
     def send(self, message: Message, deadline: float = math.inf) -> None:
         """Sends a message.
 

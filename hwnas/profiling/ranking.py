@@ -150,7 +150,9 @@ def _rank_networks(networks: Iterable[ReferenceNetwork], device: Device, environ
     refused: dict[str, str] = {}
     measure_rounds({key: _model(network, batch_size) for key, network in asked.items()}, measured, journal, device, plan,
                    seed=seed, refused=refused,
-                   progress=None if progress is None else lambda done, total, key: progress(done, total, asked[key].name))
+                   progress=None if progress is None else lambda done, total, key: progress(done, total, asked[key].name),
+                   preparing=None if progress is None else (
+                       lambda done, total, key: progress(done, total, f"preparing {asked[key].name}")))
     unfinished = tuple(network.name for key, network in asked.items()
                        if key not in refused and len(measured.get(key, ())) < plan.min_sessions)
     reasons = {asked[key].name: reason for key, reason in refused.items()}

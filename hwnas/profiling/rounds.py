@@ -11,7 +11,8 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
@@ -21,6 +22,7 @@ from hwnas.files import write_atomic
 from hwnas.latency.sessions import combine_sessions
 from hwnas.profiling.device import Device
 from hwnas.profiling.environment import require_same_environment
+from hwnas.profiling.preparing import Models, prepare_ahead
 from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
 
@@ -85,10 +87,13 @@ def measurement_folder(environment: Mapping[str, Any]) -> Path:
     return Path(device, f"{environment['runtime']}-{environment['precision']}-{environment['threads']}t")
 
 
-def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured, journal: Path, device: Device,
+def measure_rounds(models: Models, measured: Measured, journal: Path, device: Device,
                    plan: RoundsPlan, *, sessions: Mapping[str, tuple[int, int]] | None = None, seed: int = 0,
-                   progress: Progress | None = None, refused: dict[str, str] | None = None) -> None:
+                   progress: Progress | None = None, preparing: Progress | None = None,
+                   refused: dict[str, str] | None = None) -> None:
     """Measures until everything has its sessions or the time is over, a few sessions in each process.
+
+    What was never measured is prepared ahead first, see `hwnas.profiling.preparing`.
 
     Args:
         models: What makes the ONNX bytes, by key.
@@ -99,6 +104,7 @@ def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured
         sessions: The least and the most sessions by key, where that is not the plan's.
         seed: Chooses the order.
         progress: Called with (sessions done, sessions planned, key) when a session is on disk.
+        preparing: Called with (models done, models in all, key) when one is prepared ahead.
         refused: What the device said of models that it refuses, by key; grows. Without it a refusal ends everything.
 
     Raises:
@@ -109,6 +115,8 @@ def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured
     refusals = {} if refused is None else refused
     bounds = dict.fromkeys(models, (plan.min_sessions, plan.max_sessions)) | dict(sessions or {})
     with open(journal, "a", encoding="utf-8") as file:
+        new = {key: model for key, model in models.items() if key not in refusals and not measured.get(key)}
+        _prepare(new, device, file, deadline, preparing, refused)
         for round_index in range(max((most for _, most in bounds.values()), default=0) + _MAX_DISTURBED):
             usual_ms = _usual_anchor_ms(measured)
             due = [key for key in models if key not in refusals
@@ -119,6 +127,7 @@ def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured
             for index, key in enumerate(due):
                 if time.monotonic() > deadline:
                     return
+                start = time.monotonic()
                 if index % _SESSIONS_PER_PROCESS == 0:
                     device.renew()
                 try:
@@ -129,10 +138,34 @@ def measure_rounds(models: Mapping[str, Callable[[], bytes]], measured: Measured
                     refused[key] = str(error)
                     _append(file, {"key": key, "refused": str(error)})
                     continue
+                session = replace(session, total_s=round(time.monotonic() - start, 3))
                 measured.setdefault(key, []).append(session)
                 _append(file, _session_row(key, session))
                 if progress is not None:
                     progress(done_before + index + 1, done_before + len(due) + later, key)
+
+
+def _prepare(models: Models, device: Device, file: TextIO, deadline: float, progress: Progress | None,
+             refused: dict[str, str] | None) -> None:
+    last = time.monotonic()
+    with closing(prepare_ahead(device.runtime, device.config, models, deadline)) as prepared:
+        for done, (key, reason) in enumerate(prepared, 1):
+            now = time.monotonic()
+            row: dict[str, Any] = {"key": key, "preparing_s": round(now - last, 3)}
+            last = now
+            if reason is not None:
+                if refused is None:
+                    raise InputError(reason)
+                refused[key] = row["refused"] = reason
+            _append(file, row)
+            if progress is not None:
+                progress(done, len(models), key)
+
+
+def read_preparing_s(journal: Path) -> float:
+    """Seconds in which models were prepared ahead, of all calls that wrote a journal which `open_journal` has read."""
+    rows = map(json.loads, journal.read_text(encoding="utf-8").splitlines())
+    return sum(float(row.get("preparing_s", 0)) for row in rows)
 
 
 def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, list[SessionSamples]] | None = None,
@@ -167,10 +200,11 @@ def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, l
                                  remedy="repeat with --restart to measure again")
         for line in lines[1:]:
             row = json.loads(line)
-            if "refused" not in row:
+            if "refused" in row:
+                if refused is not None:
+                    refused[str(row["key"])] = str(row["refused"])
+            elif "preparing_s" not in row:
                 found.setdefault(row["key"], []).append(read_session(row))
-            elif refused is not None:
-                refused[str(row["key"])] = str(row["refused"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): repeat with "
                          "--restart to measure again.") from None

@@ -6,7 +6,8 @@ its checksums: what was damaged since is made again.
 
 The cache is a folder per runtime in `~/.cache/hwnas`, or in the folder that the environment variable `HWNAS_CACHE_DIR` names.
 An entry belongs to one model, one converter version and one set of options. Whatever was not used for longest goes once the
-runtime's entries exceed 2 GB; deleting all of it at any time costs only the conversions.
+runtime's entries exceed 6 GB, which a profile of networks for 224x224 images stays below, or a tenth of what would be free on the
+disk without them; deleting all of it at any time costs only the conversions.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +26,15 @@ from pathlib import Path
 import numpy as np
 
 from hwnas.errors import InputError, UnavailableError
+from hwnas.runtimes.base import Runtime
 from hwnas.runtimes.onnx_model import OnnxModel
 
 CACHE_VARIABLE = "HWNAS_CACHE_DIR"
-MAX_CACHE_BYTES = 2 * 10**9  # for each runtime
+MAX_CACHE_BYTES = 6 * 10**9  # for each runtime
+MAX_DISK_SHARE = 0.1  # of what would be free without a runtime's entries
 
 _CHECKSUMS = "SHA256SUMS"
+_ABANDONED_S = 3600.0  # the age of a scratch folder whose converter is no more: none is at work for so long
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _COMPLAINT = re.compile(r"fail|error|invalid|not support", re.IGNORECASE)
 
@@ -58,8 +63,8 @@ class Converter:
         """Returns the products for a model, by name, converted now or at an earlier time.
 
         Raises:
-            InputError: The converter refuses the model, crashes or exceeds its time; or the cache cannot be written.
-            UnavailableError: The converter does not start.
+            InputError: The converter refuses the model, crashes or exceeds its time.
+            UnavailableError: The converter does not start, or the cache cannot be written.
         """
         identity = repr((self.version, self.arguments, self.products)).encode()
         cache = cache_folder() / self.runtime
@@ -68,10 +73,10 @@ class Converter:
             products = self._recall(entry)
             if products is None:
                 products = self._add(model, entry)
-                _drop_oldest(cache, MAX_CACHE_BYTES)
+                _drop_oldest(cache)
         except OSError as error:
-            raise InputError(f"Converted models are kept in {cache}, but that cannot be written ({error.strerror}): "
-                             f"set {CACHE_VARIABLE} to a folder that can.") from None
+            raise UnavailableError(f"Converted models are kept in {cache}, but that cannot be written ({error.strerror}): free "
+                                   f"some space there, or set {CACHE_VARIABLE} to another folder.") from None
         return products
 
     def _recall(self, entry: Path) -> dict[str, bytes] | None:
@@ -121,6 +126,10 @@ class Converter:
             raise refusal(self.runtime, f"its converter {_ending(done.returncode)}: {complaint}")
 
 
+class ConvertingRuntime(Runtime):
+    """A runtime that prepares models with a `Converter`: worth doing ahead, on all processors, and only once."""
+
+
 def refusal(runtime: str, reason: str) -> InputError:
     """The error to raise when a converter, or the runtime after it, does not take a model that was read as ONNX."""
     return InputError(f"{runtime} cannot run the model ({reason}): choose another runtime, or check the model with "
@@ -156,12 +165,18 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _drop_oldest(cache: Path, max_bytes: int) -> None:
+def _drop_oldest(cache: Path) -> None:
     """Keeps the entries that were used last, as many as fit; the newest stays, whatever its size."""
     entries = []
     for entry in cache.iterdir():
         with suppress(FileNotFoundError):  # another process dropped it
-            entries.append((entry.stat().st_mtime_ns, sum(file.stat().st_size for file in entry.glob("*")), entry))
+            used_ns = entry.stat().st_mtime_ns
+            if entry.name.startswith(".") and time.time_ns() - used_ns > _ABANDONED_S * 1e9:
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entries.append((used_ns, sum(file.stat().st_size for file in entry.glob("*")), entry))
+    kept = sum(size for _, size, _ in entries)
+    max_bytes = min(MAX_CACHE_BYTES, MAX_DISK_SHARE * (kept + shutil.disk_usage(cache).free))
     total = 0
     for index, (_, size, entry) in enumerate(sorted(entries, reverse=True)):
         total += size

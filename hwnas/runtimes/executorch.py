@@ -23,7 +23,6 @@ from hwnas.runtimes.base import (
     Bound,
     Executable,
     Program,
-    Runtime,
     RuntimeConfig,
     Setting,
     check_inputs,
@@ -33,7 +32,7 @@ from hwnas.runtimes.base import (
     probe_package,
     with_converter,
 )
-from hwnas.runtimes.conversion import Converter
+from hwnas.runtimes.conversion import Converter, ConvertingRuntime
 from hwnas.runtimes.native_output import silent_stderr
 from hwnas.runtimes.onnx_model import read_onnx
 from hwnas.runtimes.torch_arrays import to_arrays, to_torch
@@ -45,7 +44,7 @@ _PROGRAM, _PORTABLE = "model.pte", "portable.json"
 _LOWERING = 1  # of what `executorch_lowering` makes of a model: another number makes older programs in caches void
 
 
-class ExecuTorchCpu(Runtime):
+class ExecuTorchCpu(ConvertingRuntime):
     """XNNPACK for all that it covers; ExecuTorch's own kernels for the rest, which an executable lists as `portable`."""
 
     name = "executorch-cpu"

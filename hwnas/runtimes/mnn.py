@@ -22,7 +22,6 @@ from hwnas.runtimes.base import (
     Bound,
     Executable,
     Program,
-    Runtime,
     RuntimeConfig,
     Setting,
     TensorInfo,
@@ -31,7 +30,7 @@ from hwnas.runtimes.base import (
     one_line,
     probe_package,
 )
-from hwnas.runtimes.conversion import Converter, refusal, require_float32
+from hwnas.runtimes.conversion import Converter, ConvertingRuntime, refusal, require_float32
 from hwnas.runtimes.native_output import captured_stdout
 from hwnas.runtimes.onnx_model import read_onnx
 from hwnas.runtimes.program_files import files_on_disk
@@ -41,7 +40,7 @@ _CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv)"
 _ARGUMENTS = ("-f", "ONNX", "--modelFile", "model.onnx", "--MNNModel", _MODEL, "--bizCode", "hwnas")
 
 
-class MnnCpu(Runtime):
+class MnnCpu(ConvertingRuntime):
     """MNN's CPU backend through its module interface.
 
     Args:

@@ -24,7 +24,6 @@ from hwnas.runtimes.base import (
     Bound,
     Executable,
     Program,
-    Runtime,
     RuntimeConfig,
     Setting,
     TensorInfo,
@@ -32,7 +31,7 @@ from hwnas.runtimes.base import (
     check_precision,
     probe_package,
 )
-from hwnas.runtimes.conversion import Converter, refusal, require_float32
+from hwnas.runtimes.conversion import Converter, ConvertingRuntime, refusal, require_float32
 from hwnas.runtimes.onnx_model import read_onnx
 from hwnas.runtimes.program_files import files_on_disk
 
@@ -45,7 +44,7 @@ _GRAPH, _WEIGHTS, _EXAMPLE = "model.ncnn.param", "model.ncnn.bin", "model_ncnn.p
 _PNNX_ARGUMENTS = ("model.onnx", "fp16=0", *(f"{part}={os.devnull}" for part in ("pnnxbin", "pnnxonnx", "pnnxpy", "pnnxparam")))
 
 
-class NcnnCpu(Runtime):
+class NcnnCpu(ConvertingRuntime):
     """ncnn's kernels with its default choice of algorithms and layouts.
 
     Args:

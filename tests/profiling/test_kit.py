@@ -23,7 +23,7 @@ from hwnas.ir.blocks import ConvBlock, Head, Identity, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.table import load_table
-from hwnas.profiling.kit import build_kit, collect_kit
+from hwnas.profiling.kit import _PACKAGES, build_kit, collect_kit
 from hwnas.profiling.kit_runner import load_kit, pack_program, unpack_program
 from hwnas.profiling.profiler import ProfilePlan, plan_blocks, plan_networks
 from hwnas.profiling.timing import TimingPlan
@@ -158,6 +158,10 @@ def test_a_network_names_its_blocks(built):
     assert any(len(workload.blocks) == 3 for workload in kit.workloads) and any(len(one.blocks) == 4 for one in kit.workloads)
 
 
+def test_what_to_install_is_known_of_every_runtime():
+    assert set(_PACKAGES) == set(RUNTIMES)
+
+
 def test_the_readme_says_what_to_install_run_and_bring_back(built):
     text = (built[0] / "README.md").read_text()
     for words in ("pip install numpy onnxruntime", "Python 3.11", "python run.py", "8 sessions", "results.jsonl",
@@ -189,6 +193,7 @@ class Picky(OnnxRuntimeCpu):
 
 def test_what_the_converter_refuses_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setitem(RUNTIMES, "picky-cpu", Picky())
+    monkeypatch.setitem(_PACKAGES, "picky-cpu", "picky")
     said = build_kit(SPACE, "picky-cpu", tmp_path / "kit", plan=PLAN)
     kit = load_kit(tmp_path / "kit")
     (refused,) = said.refused

@@ -1,6 +1,5 @@
 """The profiler on a real runtime: what it measures, what it refuses, and that a kill costs at most one session."""
 
-import gc
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from hwnas.profiling.profiler import (
 )
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RuntimeConfig
+from tests.profiling.open_devices import device_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = RuntimeConfig()
@@ -80,8 +80,7 @@ class Told(list):
 
 def profile(path, space=SPACE, plan=PLAN, config=CONFIG, device="onnxruntime-cpu", **arguments):
     told = Told()
-    with open_device(device, config) as opened:
-        return profile_space(space, opened, path, plan=plan, progress=told, **arguments), told
+    return profile_space(space, device_of(device, config), path, plan=plan, progress=told, **arguments), told
 
 
 def journal_of(path):
@@ -107,15 +106,6 @@ def start_journal(path, plan=PLAN, **arguments):
 
 def key_of(choices):
     return f"network {SPACE.architecture(choices)}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_collections():
-    """A session begins with a garbage collection, which takes ten times as long as these sessions while all modules count."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +153,19 @@ def test_what_is_returned_is_what_is_on_disk(finished):
     assert 0 < costs.min_cost() < costs.max_cost()
 
 
-def test_progress_rises_to_its_total(tmp_path):
-    _, told = profile(tmp_path / "table.json", plan=replace(PLAN, min_sessions=2, max_sessions=2))
-    assert [(done, total) for done, total, _ in told] == [(index + 1, 22) for index in range(22)]
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory):
+    """What was told while everything was measured twice."""
+    return profile(tmp_path_factory.mktemp("rounds") / "table.json", plan=replace(PLAN, min_sessions=2, max_sessions=2))[1]
 
 
-def test_a_round_takes_everything_in_random_order(tmp_path):
+def test_progress_rises_to_its_total(two_rounds):
+    assert [(done, total) for done, total, _ in two_rounds] == [(index + 1, 22) for index in range(22)]
+
+
+def test_a_round_takes_everything_in_random_order(two_rounds):
     """So that a drift of the machine falls on all alike: neither rounds nor the plan's own order repeat."""
-    _, told = profile(tmp_path / "table.json", plan=replace(PLAN, min_sessions=2, max_sessions=2))
-    first, second = told.keys[:11], told.keys[11:]
+    first, second = two_rounds.keys[:11], two_rounds.keys[11:]
     assert sorted(first) == sorted(second) and len(set(first)) == 11
     assert first != second
     assert first != [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)]

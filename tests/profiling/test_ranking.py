@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,7 @@ from hwnas.profiling.rounds import RoundsPlan
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RuntimeConfig, load_runtime
 from hwnas.spaces.reference import Published, ReferenceNetwork
+from tests.profiling.open_devices import device_of
 
 ROOT = Path(__file__).parents[2]
 RUNTIME, CONFIG = load_runtime("onnxruntime-cpu"), RuntimeConfig()
@@ -62,7 +64,7 @@ class Picky:
 
 def rank(path, networks=NETWORKS, plan=PLAN, runtime=RUNTIME, config=CONFIG, **arguments):
     told = []
-    with Device(runtime, config, launch_here) as device:
+    with nullcontext(device_of(RUNTIME.name, config)) if runtime is RUNTIME else Device(runtime, config, launch_here) as device:
         ranking = rank_networks(networks, device, path, plan=plan,
                                 progress=lambda done, total, name: told.append((done, total, name)), **arguments)
     return ranking, told

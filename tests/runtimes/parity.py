@@ -35,7 +35,7 @@ def assert_parity(runtime: Runtime, network: Network, *, precision: str = "fp32"
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def leaked_mib(runtime: Runtime, compiles: int = 200) -> float:
+def leaked_mib(runtime: Runtime, compiles: int = 100) -> float:
     """Memory that compiling, binding and running models of half a MiB leaves taken."""
     model = conv_net(width=64, depth=4).SerializeToString()
     images = {"images": noise((2, 3, 16, 16))}

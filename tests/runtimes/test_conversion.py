@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,9 +110,33 @@ def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(cache, monkey
     assert kept(cache) == {huge}
 
 
+def test_a_cache_takes_no_more_than_its_share_of_a_disk(cache, monkeypatch):
+    """The disk, counted as it would be without the cache, has room for 25,000 bytes, of which a tenth are two models."""
+    models = [letter * 1000 for letter in (b"a", b"b", b"c")]
+
+    def free(path):
+        used = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        return SimpleNamespace(free=25_000 - used)
+
+    monkeypatch.setattr(conversion.shutil, "disk_usage", free)
+    for age, model in enumerate(models):
+        converter().convert(model)
+        os.utime(entry_of(cache, model), (age, age))
+    assert kept(cache) == {models[1], models[2]}
+
+
+def test_what_a_killed_converter_left_is_removed_after_an_hour(cache):
+    cache.mkdir(parents=True)
+    for name, age_s in ((".old", 3700), (".new", 60)):
+        (cache / name / "work").mkdir(parents=True)
+        os.utime(cache / name, (time.time() - age_s,) * 2)
+    converter().convert(b"a model")
+    assert not (cache / ".old").exists() and (cache / ".new").exists()
+
+
 def test_a_cache_that_cannot_be_written_names_the_variable(cache):
     cache.parent.write_text("not a folder")
-    with pytest.raises(InputError, match="HWNAS_CACHE_DIR"):
+    with pytest.raises(UnavailableError, match="HWNAS_CACHE_DIR"):
         converter().convert(b"a model")
 
 

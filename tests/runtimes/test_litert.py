@@ -307,7 +307,7 @@ def test_constants_are_aligned_in_the_file():
 
 
 def test_memory_is_given_back():
-    assert leaked_mib(RUNTIME) < 15  # 90 if only the weights were kept
+    assert leaked_mib(RUNTIME) < 15  # 45 if only the weights were kept
 
 
 def test_nothing_is_printed():

@@ -32,7 +32,7 @@ def test_primitives_agree_with_onnxruntime(name):
 
 
 def test_memory_is_given_back():
-    assert leaked_mib(RUNTIME) < 15  # 90 if only the weights were kept
+    assert leaked_mib(RUNTIME) < 15  # 45 if only the weights were kept
 
 
 def test_a_slow_converter_is_ended(monkeypatch, tmp_path):
