@@ -15,6 +15,7 @@ LabelSmoothing = Annotated[float, typer.Option(help="Share of the target spread 
 GradientClip = Annotated[float, typer.Option(help="Largest norm of a gradient.")]
 EmaDecay = Annotated[float | None, typer.Option(help="Of a moving average of the weights, which then is the result.")]
 Precision = Annotated[str, typer.Option(help="What convolutions compute in: fp32, bf16 or fp16.")]
+Ranges = Annotated[str, typer.Option(help="How far activations of few bits reach: learned, or by statistics.")]
 LogSteps = Annotated[int, typer.Option(help="Steps between TensorBoard's records in OUTPUT/logs; 0 for none.")]
 Seed = Annotated[int, typer.Option(help="Of data, weights, paths and augmentation.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]

@@ -30,6 +30,7 @@ def retrain_command(
     gradient_clip: loop.GradientClip = 5.0,
     ema_decay: loop.EmaDecay = None,
     precision: loop.Precision = "fp32",
+    ranges: loop.Ranges = "learned",
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     flip: loop.Flip = False,
     log_steps: loop.LogSteps = 0,
@@ -55,8 +56,8 @@ def retrain_command(
     loaded = given if given is not None else space_of_supernet(of_supernet)  # type: ignore[arg-type]
     config = LoopConfig(epochs=epochs, batch_size=batch_size, accumulation=accumulation, learning_rate=learning_rate,
                         schedule=schedule, warmup_steps=warmup_steps, weight_decay=weight_decay, label_smoothing=label_smoothing,
-                        gradient_clip=gradient_clip, ema_decay=ema_decay, precision=precision, compile=compile, flip=flip,
-                        log_steps=log_steps, seed=seed, threads=threads, device=torch_device)
+                        gradient_clip=gradient_clip, ema_decay=ema_decay, precision=precision, ranges=ranges, compile=compile,
+                        flip=flip, log_steps=log_steps, seed=seed, threads=threads, device=torch_device)
     distillation = Distillation(teacher_weight, temperature) if teacher is not None else None
     say("Loading the data.")
     with progress_bar("retrain") as bar:

@@ -29,6 +29,8 @@ def train_command(
     max_latency_ms: Annotated[float | None, typer.Option(
         help="Expected latency that darts, fbnet and proxyless aim at; spos draws only paths within it.")] = None,
     max_macs: Annotated[int | None, typer.Option(help="The same in multiply-accumulates.")] = None,
+    max_bitops: Annotated[int | None, typer.Option(help="The same in bit operations: multiply-accumulates times bits of weights "
+                                                   "times bits of activations, full precision as 32 times 32.")] = None,
     latency_loss: Annotated[str, typer.Option(help="How darts, fbnet and proxyless weigh latency: target (reaches the budget), "
                                               "additive or multiplicative (the papers').")] = "target",
     latency_weight: Annotated[float | None, typer.Option(help="Of the additive loss (lambda) or the multiplicative one (beta).")
@@ -49,6 +51,7 @@ def train_command(
     gradient_clip: loop.GradientClip = 5.0,
     ema_decay: loop.EmaDecay = None,
     precision: loop.Precision = "fp32",
+    ranges: loop.Ranges = "learned",
     flip: loop.Flip = False,
     log_steps: loop.LogSteps = 0,
     seed: loop.Seed = 0,
@@ -68,12 +71,12 @@ def train_command(
     config = TrainConfig(method=method, sharing=sharing, epochs=epochs, batch_size=batch_size, accumulation=accumulation,
                          learning_rate=learning_rate, schedule=schedule, warmup_steps=warmup_steps, weight_decay=weight_decay,
                          label_smoothing=label_smoothing, gradient_clip=gradient_clip, ema_decay=ema_decay, precision=precision,
-                         flip=flip, log_steps=log_steps, seed=seed, threads=threads, device=torch_device)
+                         ranges=ranges, flip=flip, log_steps=log_steps, seed=seed, threads=threads, device=torch_device)
     given = {"random_paths": random_paths, "final_dropout_rate": dropout_rate, "ghost_batch_size": ghost_batch_size,
              "learning_rate": architecture_learning_rate, "unrolled": second_order or None,
              "latency": _latency_loss(latency_loss, latency_weight)}
     settings = make_settings(method, {name: value for name, value in given.items() if value is not None})
-    budget = _budget(loaded, table, max_latency_ms, max_macs)
+    budget = _budget(loaded, table, max_latency_ms, max_macs, max_bitops)
     say(f"Loading {data}.")
     dataset = load_dataset(data, seed=seed)
     with progress_bar("train") as bar:
@@ -112,16 +115,19 @@ def _latency_loss(name: str, weight: float | None) -> Any:
     return Multiplicative() if weight is None else Multiplicative(beta=weight)
 
 
-def _budget(space: "Space", table: Path | None, max_latency_ms: float | None, max_macs: int | None) -> "Budget | None":
-    if (table is None) != (max_latency_ms is None) or (table is not None and max_macs is not None):
-        raise InputError("Training takes one budget or none: --table with --max-latency-ms, or --max-macs.")
+def _budget(space: "Space", table: Path | None, max_latency_ms: float | None, max_macs: int | None, max_bitops: int | None
+            ) -> "Budget | None":
+    if (table is None) != (max_latency_ms is None) or [table, max_macs, max_bitops].count(None) < 2:
+        raise InputError("Training takes one budget or none: --table with --max-latency-ms, or --max-macs, or --max-bitops.")
     check_budgets(max_latency_ms)
-    from hwnas.ir.costs import MacsCost
+    from hwnas.ir.costs import BitOpsCost, MacsCost
     from hwnas.latency.table import load_table
     from hwnas.supernet.methods import Budget
 
     if max_macs is not None:
         return Budget(MacsCost(), float(max_macs))
+    if max_bitops is not None:
+        return Budget(BitOpsCost(count_full_precision=True), float(max_bitops))
     if table is None or max_latency_ms is None:
         return None
     loaded = load_table(table)

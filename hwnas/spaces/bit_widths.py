@@ -1,9 +1,12 @@
-"""Bit-widths as options: ResNets of few bits, and the choice between deployable precisions in any space of layers in order.
+"""Bit-widths as options: ResNets of few bits, and the choice between precisions in any space of layers in order.
 
 The ResNet spaces follow the bit-width search of Single Path One-Shot (arXiv 1904.00420, sec. 3.4): 1 to 4 bits for weights and
 for activations; the first convolution and the classifier stay in full precision. One pair of bits holds for a residual
 block, its shortcut included, because an option is a whole block. Option names are `w2_a4`: 2 bits of weights, 4 of
 activations. What such networks cost is `BitOpsCost`; no runtime here has kernels for them.
+
+`with_precisions` makes bit-width a choice in any other space, beside whatever that decides: blocks and widths, say. Where one
+of the precisions is full precision, count it as well: `BitOpsCost(count_full_precision=True)`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,27 +14,38 @@ from collections.abc import Callable, Mapping, Sequence
 from hwnas.errors import InputError
 from hwnas.ir.blocks import BasicBlock, Block, Head, Stem
 from hwnas.ir.blocks import Sequence as BlockSequence
-from hwnas.ir.quantized import HalfPrecision, Quantized, has_convolutions, is_non_negative
+from hwnas.ir.quantized import BITS, HalfPrecision, Quantized, has_convolutions, is_non_negative
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.spaces.resnet import resnet_blocks
 
-BITS = (1, 2, 3, 4)
+_RESNET_BITS = (1, 2, 3, 4)
 _CPU_STAGES = ((16, 2), (32, 2), (64, 2))  # width, blocks
 
-PRECISIONS: Mapping[str, Callable[[Block, bool], Block]] = {
+
+def _few_bits(weights: int, activations: int) -> Callable[[Block, bool], Block]:
+    return lambda block, signed_input: Quantized(block, weights, activations, signed_input)
+
+
+_DEPLOYABLE: Mapping[str, Callable[[Block, bool], Block]] = {  # runtimes have kernels for these
     "int8": lambda block, signed_input: Quantized(block, 8, 8, signed_input, integer=True),
     "bf16": lambda block, _: HalfPrecision(block, "bf16"),
     "fp16": lambda block, _: HalfPrecision(block, "fp16"),
     "fp32": lambda block, _: block,
 }
-"""What runtimes have kernels for: name to how a block of that precision is made, given whether its input can be negative."""
+PRECISIONS: Mapping[str, Callable[[Block, bool], Block]] = {
+    **_DEPLOYABLE, **{f"w{weights}_a{activations}": _few_bits(weights, activations)
+                      for weights in BITS for activations in BITS if (weights, activations) != (32, 32)}}
+"""Name to how a block of that precision is made, given whether its input can be negative.
+
+`int8` also rounds what sums and the like read, so that integer kernels follow one another; `w8_a8` does not, like the few-bit
+papers."""
 
 
 def bit_width_options(block: Block) -> dict[str, Block]:
     """A block whose input is never negative, with every pair of weight and activation bits."""
     return {f"w{weights}_a{activations}": Quantized(block, weights, activations, signed_input=False)
-            for weights in BITS for activations in BITS}
+            for weights in _RESNET_BITS for activations in _RESNET_BITS}
 
 
 def build_resnet_bits(depth: int, classes: int = 1000) -> SearchSpace:
@@ -57,7 +71,7 @@ def _build(name: str, shape: TensorShape, layers: Sequence[tuple[str, Block]], d
 
 
 def with_precisions(space: SearchSpace, precisions: Sequence[str] = ("int8", "fp32")) -> SearchSpace:
-    """Makes each option of a space a choice of precision as well: `k3_e6` becomes `k3_e6_int8` and `k3_e6_fp32`.
+    """Makes each option of a space a choice of precision as well: `k3_e6` becomes `k3_e6_w2_a4` and `k3_e6_fp32`.
 
     Fixed layers stay as they are, and so do options with no convolution in them (a skip, a pool). Whether a block's input can
     be negative is decided from all that can come before it, so that 8 bits reach as far as they can.
@@ -73,8 +87,8 @@ def with_precisions(space: SearchSpace, precisions: Sequence[str] = ("int8", "fp
         InputError: A precision is unknown or named twice, or the space has options of few bits already.
     """
     if not precisions or len(set(precisions)) < len(precisions) or not set(precisions) <= set(PRECISIONS):
-        raise InputError(f"Precisions are one or more of {', '.join(PRECISIONS)}, each named once, but got "
-                         f"{'+'.join(precisions)!r}.")
+        raise InputError(f"Precisions are one or more of {', '.join(_DEPLOYABLE)}, and w2_a4 for 2 bits of weights and 4 of "
+                         f"activations, 1 to 8 or 32 (but fp32 for w32_a32), each named once; got {'+'.join(precisions)!r}.")
     layers: list[Fixed | Decision] = []
     non_negative = False  # what reaches the layer, whatever was chosen before
     names: dict[str, list[str]] = {}  # of the decision before: what each of its options became

@@ -31,7 +31,8 @@ from hwnas.spaces.bit_widths import PRECISIONS, with_precisions
 def load_space(reference: str) -> Space:
     """Loads a space by `NAME`, `file.py:attribute`, `file.yaml` or `file.json`.
 
-    `+PRECISION` after any of these, as in `mobile-cpu+int8+fp32`, makes each option a choice between these precisions as well.
+    `+PRECISION` after any of these, as in `mobile-cpu+int8+fp32` or `spos-blocks-channels-cpu+w1_a2+w4_a4+fp32`, makes each
+    option a choice between these precisions as well.
 
     An attribute may be a space or a function without arguments that returns one. A Python file is run as it is:
     load only files that you trust.

@@ -10,6 +10,7 @@ from hwnas.errors import InputError
 SCHEDULES = ("linear", "cosine")
 SHARING = ("options", "channels", "elastic")
 PRECISIONS = ("fp32", "bf16", "fp16")
+RANGES = ("learned", "statistics")
 _EXECUTION = ("threads", "device", "compile", "log_steps", "checkpoint_seconds")  # how a run is carried out, not what it computes
 
 
@@ -33,6 +34,8 @@ class LoopConfig:
         gradient_clip: Largest norm of a step's gradient; None for no limit.
         ema_decay: Of the moving average of the weights, which a run then ends with; None for the last step's weights.
         precision: Of convolutions and matrix products, one of `PRECISIONS`; weights and updates stay fp32.
+        ranges: How far activations of few bits reach, one of `RANGES`: a parameter like others, or a moving average of what
+            they are (`hwnas.lower.straight_through`). Either way it is the network's, and fixed once training is over.
         max_shift: Augmentation: largest shift in pixels.
         flip: Augmentation: mirror half of the images.
         cutout: Augmentation: side in pixels of a masked square.
@@ -56,6 +59,7 @@ class LoopConfig:
     gradient_clip: float | None = 5.0
     ema_decay: float | None = None
     precision: str = "fp32"
+    ranges: str = "learned"
     max_shift: int = 4
     flip: bool = False
     cutout: int = 0
@@ -85,7 +89,7 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be above 0 and finite, but is {value}: change it.")
-        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("ranges", RANGES)):
             if getattr(self, name) not in choices:
                 raise InputError(f"The {name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}.")
 

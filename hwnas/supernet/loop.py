@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hwnas.data import Dataset
 from hwnas.errors import InputError, VerificationError
+from hwnas.lower.straight_through import follow_statistics
 from hwnas.supernet.batches import Batch, Feed, HostBatch
 from hwnas.supernet.batchnorm import running_statistics
 from hwnas.supernet.checkpoint import (
@@ -171,6 +172,7 @@ class _Loop:
         check_precision(config, device)
         self.loss_scale = _loss_scale(task, config)
         self.model = task.model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.scales = follow_statistics(self.model) if config.ranges == "statistics" else {}
         group.copy_from_first(list(self.model.state_dict().values()))  # equal already, but for another processor's last bits
         self.sgd = _sgd(task, config)
         self.weights = _parameters(self.sgd)
@@ -180,7 +182,7 @@ class _Loop:
             self.optimizers["outer"] = outer.optimizer
             if group.size > 1:
                 outer.optimizer.register_step_pre_hook(lambda optimizer, *_: group.average(_gradients(_parameters(optimizer))))
-        self.statistics = running_statistics(self.model)
+        self.statistics = running_statistics(self.model) | self.scales
         self.average = None if config.ema_decay is None else WeightAverage(self._averaged(), config.ema_decay)
         self.state = self._restore()
         self.saved_step = self.state.step
@@ -282,7 +284,7 @@ class _Loop:
         """Averages loss and gradients over the ranks, gathers their wishes, and reads all that the host needs at once."""
         wishes = [loss.new_full((), float(wish)) for wish in (stops, saves and self.group.is_first)]
         payload = torch.stack([loss, *wishes])
-        self.group.average([*gradients, payload])
+        self.group.average([*gradients, *self.scales.values(), payload])  # scales moved with what each rank saw: as one again
         norm = nn.utils.get_total_norm(gradients, foreach=True).to(payload)
         mean_loss, stops_somewhere, saves_somewhere, summed_norm = torch.cat([payload, norm.reshape(1)]).tolist()
         factor = 1 / (self.config.accumulation * self.loss_scale.factor)
@@ -305,7 +307,7 @@ class _Loop:
             state.loss_sum = 0.0
 
     def _averaged(self) -> dict[str, Tensor]:
-        """What the moving average is of: weights and batch norm's statistics, but not the parameters of an outer update."""
+        """What the moving average is of: weights and running statistics, but not the parameters of an outer update."""
         weights = set(self.weights)
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter in weights} | self.statistics
 

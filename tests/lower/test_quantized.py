@@ -24,7 +24,7 @@ from hwnas.ir.network import Network, build_network
 from hwnas.ir.quantized import HalfPrecision, Quantized
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.quantize import quantize_weight, round_to_half
-from hwnas.lower.straight_through import Quantizer, RoundToHalf
+from hwnas.lower.straight_through import Quantizer, RoundToHalf, follow_statistics
 from hwnas.lower.straight_through import quantize_weight as quantize_weight_in_torch
 from hwnas.lower.torch import get_weights, to_torch
 from hwnas.lower.weights import check_weights, random_weights
@@ -366,6 +366,69 @@ def test_gradients_are_those_of_learned_step_sizes(layer: Quantize) -> None:
         to_scale += part * slope
     assert 0 < clipped < x.numel()
     assert module.scale.grad.item() == pytest.approx(to_scale / (12 * layer.highest) ** 0.5)
+
+
+@pytest.mark.parametrize("layer", [Quantize(bits, signed) for bits in (1, 2, 4, 8) for signed in (True, False)], ids=repr)
+def test_scales_that_follow_statistics(layer: Quantize) -> None:
+    """Batches are rounded with the scale from before them, which then moves a tenth of the way: the formula, in numpy."""
+    module = Quantizer(layer).train()
+    module.scale.data.fill_(-0.2)  # the sign does not count
+    assert list(follow_statistics(module).values()) == [module.scale] and not module.scale.requires_grad
+    rng, expected = np.random.default_rng(0), 0.2
+    for deviation in (3.0, 0.5, 0.0, 1.0):
+        x = rng.normal(0, deviation, (2, 3, 4, 4)).astype(np.float32)
+        given = torch.from_numpy(x).requires_grad_()
+        rounded = module(given)
+        multiples = np.clip(x / expected, layer.lowest, layer.highest)
+        inside = (multiples > layer.lowest) & (multiples < layer.highest)
+        multiples = np.where(x < 0, -1, 1) if layer.signed and layer.bits == 1 else np.rint(multiples)
+        np.testing.assert_allclose(rounded.detach().numpy(), multiples * expected, rtol=1e-5)
+        slopes = rng.standard_normal(x.shape).astype(np.float32)
+        rounded.backward(torch.from_numpy(slopes))
+        np.testing.assert_allclose(given.grad.numpy()[inside], slopes[inside], rtol=1e-5)
+        if deviation:  # zeros call for no scale
+            assert not given.grad.numpy()[~inside].any()
+            power = np.mean(x.astype(np.float64) ** 2)
+            reach = 3 * np.sqrt(power if layer.signed else 2 * power)
+            expected = 0.9 * expected + 0.1 * reach / (2 ** (layer.bits - layer.signed) if layer.bits > layer.signed else 2)
+        assert abs(module.scale.item()) == pytest.approx(expected, rel=1e-5)
+    module.track_running_stats = False
+    module(torch.ones(1, 1, 2, 2))
+    module.track_running_stats = True
+    module.eval()(torch.ones(1, 1, 2, 2))
+    assert module.scale.item() == pytest.approx(expected, rel=1e-5)  # fixed
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("function", [None, "relu"])
+def test_statistics_find_three_standard_deviations(bits: int, function: str | None) -> None:
+    """Of a bell curve of any width, and of what ReLU leaves of it."""
+    layer = Quantize(bits, function is None)
+    module = Quantizer(layer)
+    follow_statistics(module)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        x = 7 * torch.randn(4, 8, 8, 8, generator=generator)
+        module(x if function is None else x.relu())
+    assert module.scale.item() * (layer.highest + 1) == pytest.approx(3 * 7, rel=0.02)
+
+
+def test_statistics_are_exported_as_they_were_trained_with() -> None:
+    network = block_network(Quantized(ConvBlock(12), 3, 4), SHAPE)
+    module = to_torch(network, random_weights(network)).train()
+    (scale,) = follow_statistics(module).values()
+    optimizer, start = torch.optim.SGD([each for each in module.parameters() if each.requires_grad], 0.1), scale.item()
+    for _ in range(5):
+        loss = module(2 * torch.randn(4, *SHAPE)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    weights = get_weights(module)
+    assert weights["block/input_quantize.scale"] == scale.numpy() != np.float32(start)
+    images = off_the_middles(network, weights)
+    expected = module.eval()(torch.from_numpy(images)).detach().numpy()
+    np.testing.assert_array_equal(run_torch(network, weights, images), expected)  # learned or not, a trained network is the same
+    assert_close(run_onnxruntime(to_onnx(network, weights, batch_size=2).SerializeToString(), images), expected)
 
 
 def test_gradients_pass_the_rounding_of_weights_and_halves_unchanged() -> None:

@@ -10,7 +10,7 @@ from hwnas.errors import InputError
 from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Sequence, ShuffleUnit, Stem
 from hwnas.ir.costs import BitOpsCost, MacsCost
 from hwnas.ir.documents import space_from_dict
-from hwnas.ir.quantized import HalfPrecision, Quantized
+from hwnas.ir.quantized import BITS, HalfPrecision, Quantized
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.lower.onnx import to_onnx
@@ -97,6 +97,31 @@ def test_the_first_layer_reads_images_which_have_signs() -> None:
     assert with_precisions(space).decisions[0].options["conv_int8"] == Quantized(ConvBlock(8), 8, 8, True, True)
 
 
+def test_any_bits_are_options_of_any_space() -> None:
+    space = with_precisions(SPACE, ("w1_a2", "w32_a8", "w8_a8", "int8", "fp32"))
+    a, b, _ = (decision.options for decision in space.decisions)
+    assert list(a) == ["shuffle_w1_a2", "shuffle_w32_a8", "shuffle_w8_a8", "shuffle_int8", "shuffle_fp32", "skip"]
+    assert a["shuffle_w1_a2"] == Quantized(ShuffleUnit(8), 1, 2, signed_input=False)
+    assert a["shuffle_w32_a8"] == Quantized(ShuffleUnit(8), 32, 8, signed_input=False)
+    assert b["conv_w8_a8"] == Quantized(ConvBlock(8), 8, 8, signed_input=False) != b["conv_int8"]
+
+
+def test_block_channels_and_bits_jointly() -> None:
+    bits = ("w1_a1", "w2_a2", "w3_a3", "w4_a4", "w8_a8", "fp32")
+    plain, space = load_space("spos-blocks-channels-cpu"), load_space("+".join(("spos-blocks-channels-cpu", *bits)))
+    assert space.size == (12 * 6) ** 8
+    for before, after in zip(plain.decisions, space.decisions, strict=True):
+        assert list(after.options) == [f"{option}_{each}" for option in before.options for each in bits]
+    trellis = Trellis(space, BitOpsCost(count_full_precision=True))
+    smallest, largest = trellis.cheapest(), trellis.dearest()
+    assert {name.rpartition("x")[2] for name in smallest.choices.values()} == {"06_w1_a1"}
+    assert {name.rpartition("x")[2] for name in largest.choices.values()} == {"14_fp32"}
+    assert trellis.max_cost() == 1024 * space.network(largest).macs
+    budget = trellis.min_cost() + 0.1 * (trellis.max_cost() - trellis.min_cost())
+    for path in trellis.sample(5, max_cost=budget, seed=0):
+        assert trellis.min_cost() <= BitOpsCost(True).network_cost(space.network(path)) <= budget
+
+
 def test_conditions_hold_in_every_precision() -> None:
     deep = {"block": MBConv(8), "skip": Identity()}
     space = SearchSpace("deep", (8, 8, 8), (
@@ -139,7 +164,9 @@ def test_precisions_follow_any_reference(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (lambda: load_space("mobile-cpu+int4"), ["int8, bf16, fp16, fp32", "'int4'"]),
+    (lambda: load_space("mobile-cpu+int4"), ["int8, bf16, fp16, fp32", "w2_a4", "'int4'"]),
+    (lambda: load_space("mobile-cpu+w9_a4+fp32"), ["1 to 8 or 32", "'w9_a4+fp32'"]),
+    (lambda: load_space("mobile-cpu+w32_a32"), ["fp32 for w32_a32"]),
     (lambda: load_space("mobile-cpu+int8+int8"), ["once", "'int8+int8'"]),
     (lambda: load_space("nothing+int8"), ["A space is one of", "'nothing'"]),
     (lambda: with_precisions(SPACE, ()), ["one or more"]),
@@ -152,17 +179,20 @@ def test_what_cannot_be_is_refused(make, words: list[str]) -> None:
 
 def test_every_precision_is_another_block() -> None:
     blocks = [make(MBConv(8), True) for make in PRECISIONS.values()]
-    assert len(set(blocks)) == len(blocks) == 4
+    assert len(set(blocks)) == len(blocks) == 4 + len(BITS) ** 2 - 1
     assert {type(block) for block in blocks} == {Quantized, HalfPrecision, MBConv}
 
 
-def test_a_supernet_trains_and_its_networks_compute_the_same() -> None:
+@pytest.mark.parametrize(("precisions", "sharing"), [
+    (("int8", "fp16", "fp32"), "options"), *((("w1_a1", "w2_a4", "w8_a8", "w1_a32", "fp32"), sharing)
+                                             for sharing in ("options", "channels", "elastic"))])
+def test_a_supernet_trains_and_its_networks_compute_the_same(precisions: tuple[str, ...], sharing: str) -> None:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     from hwnas.supernet import build_supernet, extract
 
-    space = with_precisions(SPACE, ("int8", "fp16", "fp32"))
-    supernet = build_supernet(space)
+    space = with_precisions(SPACE, precisions)
+    supernet = build_supernet(space, sharing=sharing)
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(supernet.parameters(), 0.05)
     for path in Trellis(space).sample(6, seed=0):

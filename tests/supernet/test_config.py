@@ -14,7 +14,7 @@ from hwnas.supernet import TrainConfig
     ("momentum", 1.0), ("weight_decay", -1e-4), ("weight_decay", math.nan), ("label_smoothing", 1.0), ("gradient_clip", 0.0),
     ("warmup_steps", -1), ("max_shift", -1), ("cutout", -1), ("seed", -1), ("threads", 0), ("checkpoint_seconds", -1.0),
     ("schedule", "step"), ("sharing", "rows"), ("precision", "fp8"), ("accumulation", 0), ("ema_decay", 1.0),
-    ("ema_decay", -0.1), ("log_steps", -1)])
+    ("ema_decay", -0.1), ("log_steps", -1), ("ranges", "fixed")])
 def test_values_that_cannot_train_are_refused_by_name(field, value):
     with pytest.raises(InputError, match=field.split("_")[0]):
         TrainConfig(**{field: value})
@@ -41,5 +41,5 @@ def test_how_a_run_is_carried_out_is_not_what_it_is():
     config = TrainConfig()
     assert dataclasses.replace(config, threads=1, device="cuda", compile=True, log_steps=9,
                                checkpoint_seconds=0.0).identity() == config.identity()
-    for change in ({"epochs": 31}, {"accumulation": 2}, {"ema_decay": 0.9}, {"precision": "bf16"}):
+    for change in ({"epochs": 31}, {"accumulation": 2}, {"ema_decay": 0.9}, {"precision": "bf16"}, {"ranges": "statistics"}):
         assert dataclasses.replace(config, **change).identity() != config.identity()

@@ -18,7 +18,9 @@ from hwnas.ir.quantized import HalfPrecision, Quantized
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
+from hwnas.lower.straight_through import Quantizer, follow_statistics
 from hwnas.spaces import SPACES
+from hwnas.spaces.bit_widths import with_precisions
 from hwnas.spaces.plain_conv import build_plain_conv
 from hwnas.spaces.spos import channel_options
 from hwnas.supernet import SupernetEvaluator, extract, extract_weights
@@ -57,7 +59,15 @@ def joint_space():
     return space_of(Decision("block", blocks | units | {"half": HalfPrecision(units["xception_x06"], "bf16")}), name="joint")
 
 
-SMALL = {"elastic": elastic_space(), "joint": joint_space(), "tiny": tiny_space(),
+def any_bits_space():
+    """Blocks, widths, kernels and every bit-width from 1 to 32 jointly, in layers that pass on more than one width."""
+    units = channel_options(16, 2, ("shuffle_5x5", "xception"), (6, 10))
+    widths = {f"k{kernel}_w{width}": MBConv(width, kernel, 2) for kernel in (3, 5) for width in (12, 16)}
+    return with_precisions(space_of(Decision("block", units), Decision("width", widths | {"skip": Identity()}), name="any-bits"),
+                           ("w1_a1", "w2_a2", "w3_a4", "w8_a8", "w1_a32", "w32_a2", "fp32"))
+
+
+SMALL = {"elastic": elastic_space(), "joint": joint_space(), "any-bits": any_bits_space(), "tiny": tiny_space(),
          "plain-conv-small": build_plain_conv(8, CLASSES, 3)}
 CASES = [(name, sharing) for name in SMALL for sharing in ("channels", "elastic")] + [
     ("ofa-cpu", "elastic"), ("spos-blocks-channels-cpu", "channels"), ("resnet-bits-cpu", "channels"),
@@ -157,6 +167,26 @@ def test_a_path_equals_a_narrow_network_built_apart(name, sharing):
         state = flat(supernet.state_dict().values())  # and training moved the same statistics
         for weight, tensor in module.state_dict().items():
             assert torch.equal(state[where[weight]], tensor), weight
+
+
+@pytest.mark.parametrize("sharing", ["channels", "elastic"])
+def test_scales_that_follow_statistics_are_those_of_a_narrow_network(sharing):
+    space = space_called("any-bits")
+    supernet = used(SlicedSupernet(space, 1, sharing)).train()
+    scales = follow_statistics(supernet)
+    assert set(scales) == {name for name in supernet.state_dict() if name.endswith(".scale")}
+    images = torch.randn(4, *space.input_shape, generator=torch.Generator().manual_seed(0))
+    for architecture in Trellis(space).sample(8, seed=2):
+        before = {name: scale.clone() for name, scale in scales.items()}
+        module = extract(supernet, architecture)
+        own = follow_statistics(module)
+        for factor in (1, 2):
+            assert torch.equal(supernet(factor * images, architecture), module(factor * images))
+        moved = {name for name, scale in scales.items() if not torch.equal(scale, before[name])}
+        assert len(moved) == len(own) == sum(isinstance(each, Quantizer) for each in module.modules())
+        assert sorted(float(scales[name]) for name in moved) == sorted(map(float, own.values()))
+        assert torch.equal(supernet.eval()(images, architecture), module.eval()(images))
+        supernet.train()
 
 
 @pytest.mark.parametrize("name", ["elastic", "ofa-cpu", "plain-conv-small"])
