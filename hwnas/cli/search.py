@@ -18,6 +18,8 @@ def search_command(
     max_latency_ms: Annotated[float | None, typer.Option(help="Budget; kept by the upper end of the prediction.")] = None,
     max_macs: Annotated[int | None, typer.Option(help="Budget in multiply-accumulates instead.")] = None,
     max_parameters: Annotated[int | None, typer.Option(help="Budget in parameters instead.")] = None,
+    max_bitops: Annotated[int | None, typer.Option(help="Budget in bit operations instead: multiply-accumulates times bits of "
+                                                   "weights times bits of activations.")] = None,
     method: Annotated[str, typer.Option(help="evolution, random, or dnas (after darts, fbnet, proxyless).")] = "evolution",
     population: Annotated[int, typer.Option(help="Candidates a generation.")] = 50,
     generations: Annotated[int, typer.Option(help="Generations.")] = 20,
@@ -25,15 +27,18 @@ def search_command(
     mutation_probability: Annotated[float, typer.Option(help="Of each decision.")] = 0.1,
     validation_images: Annotated[int | None, typer.Option(help="Images that score a candidate; all when left out.")] = None,
     calibration_images: Annotated[int, typer.Option(help="Images that recalibrate batch norm, at most.")] = 1024,
+    batch_norm: Annotated[str | None, typer.Option(help="Statistics that score a candidate: recalibrated, or batches (of "
+                                                   "validation images); left out, batches after one-shot.")] = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard an earlier search in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    limits = {"--max-latency-ms": max_latency_ms, "--max-macs": max_macs, "--max-parameters": max_parameters}
+    limits = {"--max-latency-ms": max_latency_ms, "--max-macs": max_macs, "--max-parameters": max_parameters,
+              "--max-bitops": max_bitops}
     given = [name for name, value in limits.items() if value is not None]
     if len(given) != 1 or (max_latency_ms is not None) != (table is not None):
-        raise InputError("A search has one budget: --table with --max-latency-ms, or --max-macs, or --max-parameters; got "
-                         f"{', '.join([*(['--table'] if table else []), *given]) or 'none'}.")
+        raise InputError("A search has one budget: --table with --max-latency-ms, or --max-macs, --max-parameters or "
+                         f"--max-bitops; got {', '.join([*(['--table'] if table else []), *given]) or 'none'}.")
     check_budgets(max_latency_ms)
     from hwnas.latency.table import load_table
     from hwnas.pipeline.constraint import count_constraint, latency_constraint
@@ -49,14 +54,15 @@ def search_command(
         if not constraint.promised:
             say(f"Note: {max_latency_ms:g} ms is so near the fastest network that only the prediction, not its upper end, can "
                 "stay within it.")
-    from hwnas.ir.costs import MacsCost, ParametersCost
+    from hwnas.ir.costs import BitOpsCost, CostModel, MacsCost, ParametersCost
     from hwnas.pipeline.search import SearchSettings, search_supernet, space_of_supernet
 
     if constraint is None:
         space = space_of_supernet(supernet)
-        costs, limit = (MacsCost(), max_macs) if max_macs is not None else (ParametersCost(), max_parameters)
-        constraint = count_constraint(space, costs, float(limit or 0))
-    settings = SearchSettings(method, evolution, validation_images, calibration_images)
+        counts: dict[str, CostModel] = {"--max-macs": MacsCost(), "--max-parameters": ParametersCost(),
+                                        "--max-bitops": BitOpsCost(count_full_precision=True)}
+        constraint = count_constraint(space, counts[given[0]], float(limits[given[0]] or 0))
+    settings = SearchSettings(method, evolution, validation_images, calibration_images, batch_norm)
     unit, amount = constraint.costs.unit, ms if table else quantity
     with progress_bar("search") as bar:
         result = search_supernet(supernet, space, constraint, output, settings, overwrite=overwrite,

@@ -45,6 +45,7 @@ class TrainSection(_Section):
 
     method: str = "spos"
     sharing: str = "options"
+    ranges: str = "learned"
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(0.3, gt=0)
@@ -62,6 +63,7 @@ class SearchSection(_Section):
     mutation_probability: float = Field(0.1, gt=0, le=1)
     validation_images: int | None = Field(None, ge=1)
     calibration_images: int = Field(1024, ge=1)
+    batch_norm: Literal["recalibrated", "batches"] | None = None
 
 
 class ExportSection(_Section):

@@ -28,6 +28,8 @@ from hwnas.supernet.evaluate import SupernetEvaluator
 from hwnas.supernet.run import read_run_document, require_same_data
 from hwnas.supernet.train import load_architecture, load_supernet
 
+BATCH_NORM = ("recalibrated", "batches")
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -38,12 +40,16 @@ class SearchSettings:
         evolution: Constants of evolution; random search draws as many samples as evolution would score.
         validation_images: Images that score a candidate; None for all.
         calibration_images: Images that recalibrate a candidate's batch norm, at most.
+        batch_norm: Which statistics score a candidate, one of `BATCH_NORM`: those of the network, recalibrated on training
+            images, or those of each batch of validation images. None for the latter after one-shot training, whose paper
+            scores so, and for recalibration after all other methods.
     """
 
     method: str = "evolution"
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     validation_images: int | None = None
     calibration_images: int = 1024
+    batch_norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,16 +118,21 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, c
     """
     if settings.method not in METHODS:
         raise InputError(f"The search method must be one of {', '.join(METHODS)}, but is {settings.method!r}.")
+    if settings.batch_norm not in (None, *BATCH_NORM):
+        raise InputError(f"The batch_norm of a search must be one of {', '.join(BATCH_NORM)}, but is {settings.batch_norm!r}.")
     if isinstance(constraint.costs, LatencyTable):
         space = constraint.costs.search_space  # shared blocks would let another space's table pass, calibration and all
     supernet, info = load_supernet(supernet_dir, space)
     trellis = Trellis(supernet.space, constraint.costs)
     dataset = dataset or load_training_data(info)
     require_same_data(info, dataset)
+    batch_statistics = _uses_batch_statistics(settings, info)
     evaluator = SupernetEvaluator(supernet, dataset, validation_images=settings.validation_images,
-                                  calibration_images=settings.calibration_images)
+                                  calibration_images=settings.calibration_images, batch_statistics=batch_statistics)
     context = {"supernet_sha256": info["sha256"], "validation_images": settings.validation_images,
-               "validation_sha256": _validation_sha256(dataset), "calibration_images": settings.calibration_images}
+               "validation_sha256": _validation_sha256(dataset),
+               "calibration_images": None if batch_statistics else settings.calibration_images,
+               "batch_statistics_of": evaluator.batch_size if batch_statistics else None}
     known = _known_scores(earlier, supernet.space, context)
     folder = Path(output)
     journal = Journal(folder / JOURNAL_FILE, context, overwrite)
@@ -131,6 +142,13 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, c
                               "search_limit": finite_budget(constraint.search_limit), "promised": constraint.promised}
     save_result(result, folder, limits)
     return result
+
+
+def _uses_batch_statistics(settings: SearchSettings, info: Mapping[str, Any]) -> bool:
+    if settings.batch_norm is not None:
+        return settings.batch_norm == "batches"
+    config = info.get("config")
+    return isinstance(config, Mapping) and config.get("method") == "one-shot"
 
 
 def space_of_supernet(directory: str | os.PathLike[str]) -> Space:

@@ -245,9 +245,17 @@ class CellFlow(NamedTuple):
 
     def expected_cost(self) -> Tensor:
         """Mean cost of a network whose states are picked independently, in the cost model's unit; a scalar."""
-        costs = [picks.exp() @ state.get_buffer("cost").to(picks)
+        costs = [(picks.exp() * state.get_buffer("cost").to(picks)).sum()  # no product in half precision
                  for state, picks in zip(self.architecture.states, self.picks(), strict=True)]
         return self.architecture.constant + torch.stack(costs).sum()
+
+    def cost_variance(self) -> Tensor:
+        """Of the cost over these networks, in the square of its unit; a scalar."""
+        variances = []
+        for state, picks in zip(self.architecture.states, self.picks(), strict=True):
+            probabilities, cost = picks.exp(), state.get_buffer("cost").to(picks)
+            variances.append((probabilities * (cost - (probabilities * cost).sum()) ** 2).sum())
+        return torch.stack(variances).sum()
 
 
 class _State(nn.Module):

@@ -30,6 +30,7 @@ from hwnas.errors import InputError
 from hwnas.ir.costs import CostModel
 from hwnas.ir.steps import Edge, Space, Step
 from hwnas.ir.trellis import Trellis
+from hwnas.lower.straight_through import Quantizer
 from hwnas.supernet.cell_search import prepare_cell_search
 from hwnas.supernet.cells import CellSupernet
 from hwnas.supernet.config import LoopConfig
@@ -43,6 +44,8 @@ from hwnas.supernet.supernet import Supernet
 
 _TRAVEL = 10.0  # sets the odds between two options to e^10
 _EPSILON = 0.01  # of the finite difference (DARTS, sec. 2.3)
+_PULL = 3.0  # times the learning rate: how far the deviation moves a logit; twice that lost the mean where options are few
+_NEWTON_STEPS = 3  # one leaves a short run, whose logits move far in each update, some percent beside its target
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ class _Flow(Protocol):
 
     def expected_cost(self) -> Tensor: ...
 
+    def cost_variance(self) -> Tensor: ...
+
 
 class _Architecture(Protocol):
     """Logits of layers or cells."""
@@ -242,15 +247,16 @@ class _Search:
         self.learning_rate = settings.learning_rate or _TRAVEL / self.updates
         self.optimizer = torch.optim.Adam([self.architecture.logits], self.learning_rate, way.betas,
                                           weight_decay=settings.weight_decay)
-        self.start = float(self.architecture.expected_cost().detach())  # uniform, for a checkpoint is only loaded later
+        flow = self.architecture.flow()  # uniform, for a checkpoint is only loaded later
+        self.start, self.start_deviation = float(flow.expected_cost().detach()), float(flow.cost_variance().detach().sqrt())
         self.cost_name = "expected_latency_ms" if costs.unit == "ms" else f"expected_{costs.unit}"
-        self.batch_norms = [module for module in way.supernet.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.tracking = [module for module in way.supernet.modules() if isinstance(module, nn.BatchNorm2d | Quantizer)]
 
     def update(self, step: int, inner: Batch, outer: Batch, optimizer: torch.optim.SGD) -> dict[str, float]:
         """As `OuterUpdate.update`."""
         logits, latency = self.architecture.logits, self.settings.latency
         cost = self.architecture.expected_cost()
-        with _no_running_statistics(self.batch_norms):
+        with _no_running_statistics(self.tracking):
             found = self.way.step(step, inner, outer, optimizer, cost)
         logits.grad = latency.gradient(Moment(found.cross_entropy, cost, found.cross_entropy_gradient, found.cost_gradient,
                                               self.target))
@@ -260,12 +266,25 @@ class _Search:
         if found.pairs is not None:
             _keep_mass(logits, before, found.pairs)
         if isinstance(latency, Target):
-            moved = self.architecture.expected_cost()
-            (slope,) = torch.autograd.grad(moved, logits)
-            goal = latency.goal(self.start, self.target, (step + 1 - self.first_step) / self.updates)
-            move_towards(goal, logits, moved, slope, _TRAVEL * self.learning_rate)
+            self._lead(latency, (step + 1 - self.first_step) / self.updates)
         return {"cross_entropy": float(found.cross_entropy), self.cost_name: float(cost.detach()), **self.architecture.figures(),
                 **self.way.figures(step)}
+
+    def _lead(self, latency: Target, progress: float) -> None:
+        """Moves the cost's deviation, then its mean, to what is due after a share of the updates."""
+        logits, furthest = self.architecture.logits, _TRAVEL * self.learning_rate
+        limit = latency.most_deviation(self.start_deviation, self.target, progress)
+        if limit < math.inf:
+            variance = self.architecture.flow().cost_variance()
+            deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()  # at 0 it would have no gradient
+            (slope,) = torch.autograd.grad(deviation, logits)
+            within = deviation.detach().clamp(max=limit)
+            move_towards(within, logits, deviation, slope, _PULL * self.learning_rate)
+        goal = latency.goal(self.start, self.target, progress)
+        for _ in range(_NEWTON_STEPS):
+            cost = self.architecture.expected_cost()
+            (slope,) = torch.autograd.grad(cost, logits)
+            move_towards(goal, logits, cost, slope, furthest)
 
 
 class _Mixed(_Way):
@@ -505,12 +524,12 @@ def _moved(weights: list[Tensor], before: list[Tensor], direction: list[Tensor],
 
 
 @contextmanager
-def _no_running_statistics(batch_norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    """Batch norms that keep no statistics for a while; in training they compute the same."""
-    for module in batch_norms:
+def _no_running_statistics(modules: list[nn.BatchNorm2d | Quantizer]) -> Iterator[None]:
+    """Batch norms and quantisers that keep no statistics for a while; in training they compute the same."""
+    for module in modules:
         module.track_running_stats = False
     try:
         yield
     finally:
-        for module in batch_norms:
+        for module in modules:
             module.track_running_stats = True

@@ -120,6 +120,13 @@ class ArchitectureParameters(nn.Module):
         states = torch.cat(passed)
         return Flow(self, states[self.sources] + chosen, states)
 
+    def _sums(self, position: int, of_edges: Tensor) -> Tensor:
+        """Over the edges into each state after a step, (states,)."""
+        incoming = self._buffers.get(f"incoming{position}")
+        if incoming is None:  # all paths meet
+            return of_edges.sum().reshape(1)
+        return torch.cat([of_edges, of_edges.new_zeros(1)])[incoming].sum(1)
+
     def expected_cost(self) -> Tensor:
         """Cost of the mean network, in the cost model's unit; a scalar. Equals `Trellis.expected_cost`."""
         return self.flow().expected_cost()
@@ -160,6 +167,26 @@ class Flow(NamedTuple):
     def expected_cost(self) -> Tensor:
         return self.architecture._constant + (self.taken.exp() * self.architecture.costs).sum()  # no product in half precision
 
+    def cost_variance(self) -> Tensor:
+        """Of the cost over the networks, in the square of its unit; a scalar."""
+        architecture = self.architecture
+        of_edges = (self._weights(), architecture.sources, architecture.targets, architecture.costs)
+        mean = variance = self.passed.new_zeros(1)  # of the cost so far, given that a state is passed
+        first = 0
+        of_steps = zip(*(each.split(architecture._counts) for each in of_edges), strict=True)
+        for position, (weights, sources, targets, costs) in enumerate(of_steps):
+            onward = first + len(mean)
+            arriving, spread = mean[sources - first] + costs, variance[sources - first]
+            mean = architecture._sums(position, weights * arriving)
+            variance = architecture._sums(position, weights * (spread + (arriving - mean[targets - onward]) ** 2))
+            first = onward
+        ends = self.passed[first:].exp()
+        return (ends * (variance + (mean - (ends * mean).sum()) ** 2)).sum()
+
+    def _weights(self) -> Tensor:
+        """Of the edges into each state, given that it is passed, (edges,)."""
+        return (self.taken - self.passed[self.architecture.targets]).exp()
+
     def mixture(self) -> Mixture:
         """What `LayeredSupernet.mix` computes: in each state the mean of what arrives there, given that the state is passed.
 
@@ -167,7 +194,7 @@ class Flow(NamedTuple):
         normalise, and would not notice a state that is merely scaled.
         """
         architecture = self.architecture
-        weights = zip((self.taken - self.passed[architecture.targets]).exp().unbind(), architecture._is_alone, strict=True)
+        weights = zip(self._weights().unbind(), architecture._is_alone, strict=True)
         return [{(edge.source, edge.option): Weighed(1.0 if is_alone else weight)
                  for edge, (weight, is_alone) in zip(edges, weights, strict=False)} for edges in architecture.edges]
 

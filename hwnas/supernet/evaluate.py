@@ -39,6 +39,7 @@ class SupernetEvaluator:
     Attributes:
         supernet: The trained supernet; never changed.
         dataset: Training images recalibrate batch norm, validation images score.
+        batch_size: The most images computed at once.
     """
 
     def __init__(self, supernet: Supernet, dataset: Dataset, *, validation_images: int | None = None,
@@ -66,14 +67,15 @@ class SupernetEvaluator:
             if value < 1 or (high is not None and value > high):
                 raise InputError(f"{name} must be at least 1{f' and at most {high}' if high else ''}, but is {value}.")
         if batch_statistics and wanted // -(-wanted // batch_size) < 2:
+            short = "validation_images" if wanted == 1 else "batch_size"
             raise InputError(f"Batch statistics need at least 2 images in every batch, but {wanted} validation images in batches "
-                             f"of at most {batch_size} leave one alone: raise batch_size.")
+                             f"of at most {batch_size} leave one alone: raise {short}.")
         self.supernet = supernet
         self.dataset = dataset
         self._batch_statistics = batch_statistics
         self._validation_images = wanted
         self._calibration_images = calibration_images
-        self._batch_size = batch_size
+        self.batch_size = batch_size
 
     def __call__(self, architectures: Sequence[Architecture]) -> list[float]:
         """Top-1 accuracy of each, from 0 to 1.
@@ -93,7 +95,7 @@ class SupernetEvaluator:
             fold_batch_norm(module)
         split, count = self.dataset.validation, self._validation_images
         try:
-            return evaluate_module(module, self.dataset, split.images[:count], split.labels[:count], self._batch_size)
+            return evaluate_module(module, self.dataset, split.images[:count], split.labels[:count], self.batch_size)
         except VerificationError as error:
             raise VerificationError(f"Architecture {architecture}: {error}") from None
 

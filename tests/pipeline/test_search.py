@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hwnas.data import load_dataset
 from hwnas.errors import InfeasibleError, InputError
 from hwnas.ir.architecture import load_architecture
 from hwnas.ir.costs import MacsCost
+from hwnas.ir.space import Decision
 from hwnas.ir.trellis import Trellis
 from hwnas.pipeline.constraint import Constraint, count_constraint, latency_constraint
 from hwnas.pipeline.search import SearchSettings, load_training_data, search_supernet, space_of_supernet
@@ -24,6 +26,7 @@ from hwnas.search.evolution import EvolutionConfig
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.evaluate import SupernetEvaluator
 from hwnas.supernet.methods import Budget
+from hwnas.supernet.supernet import extract
 from hwnas.supernet.train import load_supernet, train_supernet
 from tests.pipeline.samples import DATA, all_networks, make_space, make_table
 
@@ -130,7 +133,7 @@ def test_another_budget_reuses_scores(search, space, tmp_path):
     assert 0 < len(reused) < len(rows)
 
 
-@pytest.mark.parametrize("other", [{"calibration_images": 65}, {"validation_images": 41}])
+@pytest.mark.parametrize("other", [{"calibration_images": 65}, {"validation_images": 41}, {"batch_norm": "batches"}])
 def test_scores_of_another_evaluator_are_not_reused(search, tmp_path, other):
     search(tmp_path / "a", 0.7)
     journal = spoil(tmp_path / "a", 0.123456)
@@ -151,6 +154,61 @@ def test_damaged_and_missing_journals_are_not_reused(search, tmp_path):
     (tmp_path / "damaged.jsonl").write_text("garbage\n")
     result = search(tmp_path / "b", earlier=[tmp_path / "damaged.jsonl", tmp_path / "missing.jsonl"])
     assert result.best == search(tmp_path / "c").best
+
+
+# Whose statistics batch norm uses
+
+
+@pytest.fixture(scope="module")
+def one_shot_dir(space, dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one-shot")
+    stem, width, *rest = space.layers
+    options = {name: width.options[name] for name in ("narrow", "mb")}  # of one shape
+    even = replace(space, layers=(stem, Decision("width", options), *rest))
+    train_supernet(even, dataset, folder, TrainConfig(method="one-shot", epochs=10, batch_size=32, max_shift=1, threads=1),
+                   data_source={"spec": DATA, "seed": 0})
+    return folder
+
+
+def test_scores_with_batch_statistics_are_those_of_batch_norm_in_training_mode(search, supernet_dir, dataset, tmp_path):
+    settings = replace(SETTINGS, method="random")
+    result = search(tmp_path / "batches", settings=replace(settings, batch_norm="batches"))
+    supernet, _ = load_supernet(supernet_dir)
+    images = torch.from_numpy(dataset.normalise(dataset.validation.images[:40]))
+    for candidate in result.history:
+        module = extract(supernet, candidate.architecture).eval()
+        for norm in module.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.train()
+        with torch.no_grad():
+            right = module(images).argmax(1).numpy() == dataset.validation.labels[:40]
+        assert candidate.score == right.mean()
+    recalibrated = search(tmp_path / "recalibrated", settings=settings)
+    assert [one.score for one in result.history] != [one.score for one in recalibrated.history]
+
+
+@pytest.mark.parametrize(("folder", "usual", "other"), [("supernet_dir", "recalibrated", "batches"),
+                                                        ("one_shot_dir", "batches", "recalibrated")])
+def test_only_after_one_shot_training_are_batch_statistics_the_default(folder, usual, other, request, dataset, tmp_path):
+    directory = request.getfixturevalue(folder)
+    constraint = count_constraint(space_of_supernet(directory), MacsCost(), math.inf)
+
+    def search(output, **changes):
+        settings = replace(SETTINGS, method="random", **changes)
+        return search_supernet(directory, None, constraint, output, settings, dataset=dataset)
+
+    default = search(tmp_path / "default")
+    assert search(tmp_path / "default", batch_norm=usual).history == default.history  # the same search, so it is resumed
+    scores = [one.score for one in search(tmp_path / "other", batch_norm=other).history]
+    assert scores != [one.score for one in default.history]
+
+
+def test_images_that_nothing_reads_make_no_other_search(search, tmp_path):
+    settings = replace(SETTINGS, method="random", batch_norm="batches")
+    search(tmp_path, settings=settings)
+    journal = spoil(tmp_path, 0.123456)
+    assert search(tmp_path, settings=replace(settings, calibration_images=65)).best.score == 0.123456
+    assert all(row["score"] == 0.123456 for row in map(json.loads, journal.read_text().splitlines()[1:]))
 
 
 # Interruption
@@ -187,7 +245,7 @@ def test_a_search_of_something_else_is_refused_and_left(search, tmp_path):
     search(tmp_path, 0.7)
     content = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for arguments in ({"share": 0.8}, {"settings": replace(SETTINGS, calibration_images=65)},
-                      {"settings": replace(SETTINGS, method="random")}):
+                      {"settings": replace(SETTINGS, method="random")}, {"settings": replace(SETTINGS, batch_norm="batches")}):
         with pytest.raises(InputError, match="--overwrite"):
             search(tmp_path, **arguments)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == content
@@ -224,7 +282,8 @@ def test_other_data_are_refused(search, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"method": "annealing"}, {"validation_images": 61}, {"calibration_images": 0}])
+@pytest.mark.parametrize("wrong", [{"method": "annealing"}, {"validation_images": 61}, {"calibration_images": 0},
+                                   {"batch_norm": "frozen"}])
 def test_settings_that_cannot_be_are_refused(search, tmp_path, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         search(tmp_path / "out", settings=replace(SETTINGS, **wrong))

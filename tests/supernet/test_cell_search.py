@@ -91,7 +91,18 @@ def test_the_expected_cost_is_the_mean_over_all_networks(tiny):
     expected = float(tiny.expected_cost().detach())
     assert sum(probability for _, probability, _ in found) == pytest.approx(1)
     assert expected == pytest.approx(sum(each * cost for _, each, cost in found), rel=1e-5)
+    variance = sum(each * (cost - expected) ** 2 for _, each, cost in found)
+    assert float(tiny.flow().cost_variance().detach()) == pytest.approx(variance, rel=1e-4)
     assert expected == pytest.approx(Trellis(tiny.space, tiny.costs).expected_cost(tiny.probabilities()), rel=1e-5)
+
+
+def test_the_expected_cost_is_exact_where_products_are_in_half_precision(tiny):
+    randomise(tiny, 2)
+    exact = tiny.expected_cost()
+    with torch.autocast("cpu", torch.bfloat16):
+        cost = tiny.expected_cost()
+        (gradient,) = torch.autograd.grad(cost, tiny.logits)
+    assert cost == exact and torch.equal(gradient, *torch.autograd.grad(exact, tiny.logits))
 
 
 def test_the_gradient_of_the_expected_cost_is_that_of_differences(tiny):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,16 +18,18 @@ from hwnas.ir.costs import MacsCost
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.table import load_table
 from hwnas.spaces import SPACES
 from hwnas.supernet import differentiable
 from hwnas.supernet.config import LoopConfig
-from hwnas.supernet.differentiable import Darts, FBNet, Proxyless, differentiable_task
+from hwnas.supernet.differentiable import Darts, Differentiable, FBNet, Proxyless, differentiable_task
 from hwnas.supernet.latency_loss import Additive, Multiplicative
 from hwnas.supernet.layered import LayeredSupernet
 from hwnas.supernet.loop import run_loop
 from tests.supernet.samples import CLASSES, tiny_dataset, tiny_space
 from tests.supernet.test_distribution import conditional_space
 
+ROOT = Path(__file__).parents[2]
 CONFIG = LoopConfig(epochs=4, batch_size=16, learning_rate=0.05, warmup_steps=2, max_shift=1, seed=5, threads=1)
 STEPS = 100
 
@@ -449,6 +452,24 @@ def test_target_mode_hits_its_target_and_stays(settings, share, tmp_path):
     assert float(supernet.architecture.expected_cost().detach()) == pytest.approx(target, rel=0.02)
     found = supernet.architecture.most_probable(target)
     assert Trellis(supernet.space, MacsCost()).cost(found) <= target
+
+
+@pytest.mark.parametrize(("name", "settings", "share", "images"), [
+    ("mobile-cpu", Darts(), 0.35, 40), ("mobile-cpu", FBNet(), 0.35, 24), ("mobile-cpu", Proxyless(), 0.15, 80),
+    ("spos-cpu", Darts(), 0.7, 40), ("spos-cpu", FBNet(), 0.15, 24), ("spos-cpu", Proxyless(), 0.35, 80),
+], ids=lambda value: type(value).__name__ if isinstance(value, Differentiable) else None)
+def test_target_mode_on_a_published_space_and_its_measured_table(name, settings, share, images, tmp_path):
+    """Real steps on the whole space with few and small images; the budget is also what the network that is taken needs."""
+    table = load_table(next((ROOT / "latency_tables").rglob(f"onnxruntime*/{name}.json")))
+    trellis = Trellis(table.search_space, table)
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=2)
+    target = trellis.min_cost() + share * (trellis.max_cost() - trellis.min_cost())
+    supernet = LayeredSupernet(table.search_space, 1)
+    steps = (images - int(settings.share * images)) // config.batch_size
+    task = differentiable_task(supernet, settings, config, table, target, steps)
+    run_loop(task, tiny_dataset(train=images), config, {"test": 1}, tmp_path)
+    assert float(supernet.architecture.expected_cost().detach()) == pytest.approx(target, rel=0.02)
+    assert 0.85 * target < trellis.cost(supernet.architecture.most_probable(target)) <= target
 
 
 def test_target_mode_where_widths_and_conditions_differ(tmp_path):

@@ -117,6 +117,9 @@ def test_expected_cost_is_the_mean_over_all_networks(refuse):
     assert sum(probability for probability, _ in networks) == pytest.approx(1, abs=1e-12)
     mean = sum(probability * cost for probability, cost in networks)
     assert float(architecture.expected_cost().detach()) == pytest.approx(mean, rel=1e-6)
+    variance = sum(probability * (cost - mean) ** 2 for probability, cost in networks)
+    assert float(architecture.flow().cost_variance().detach()) == pytest.approx(variance, rel=1e-6)
+    assert torch.autograd.gradcheck(lambda logits: architecture.flow(logits).cost_variance(), architecture.logits)
     assert Trellis(space, costs).expected_cost(architecture.probabilities()) == pytest.approx(mean, rel=1e-6)
 
 

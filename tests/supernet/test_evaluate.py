@@ -172,3 +172,5 @@ def test_batch_statistics_read_neither_stored_statistics_nor_training_images(spa
 def test_batch_statistics_of_one_image_are_refused(supernet, dataset):
     with pytest.raises(InputError, match="5 validation images in batches of at most 2 leave one alone"):
         SupernetEvaluator(supernet, dataset, batch_statistics=True, validation_images=5, batch_size=2)
+    with pytest.raises(InputError, match="raise validation_images"):
+        SupernetEvaluator(supernet, dataset, batch_statistics=True, validation_images=1)
