@@ -1,11 +1,12 @@
 """Mixed precision on the CPU: int8 or fp32 for each layer of one network, against all of it in either.
 
-    python tools/bench_mixed_precision.py --runtimes onnxruntime-cpu openvino-cpu --output docs/mixed-precision.json \
+    python tools/bench_mixed_precision.py --architecture examples/thin_start.json --output docs/mixed-precision.json \
         --picture docs/mixed-precision.svg
 
 Trains a network (or finds it in --folder), calibrates it in each of the known ways, profiles its space of precisions, searches
-the front of accuracy over predicted latency, and then measures the front's members and both uniform networks in turn, as the
-models that are exported. What is chosen is chosen on validation images; the accuracies that count are those of test images.
+the front of divergence from the float network over predicted latency, and then measures the front's members and both uniform
+networks in turn, as the models that are exported. What is chosen is chosen on validation images; the accuracies that count are
+those of test images.
 Everything in --folder is kept, and the same command goes on from there.
 """
 
@@ -15,7 +16,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,31 +32,38 @@ from hwnas.ir.space import SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.seams import SeamTable
 from hwnas.latency.sessions import combine_sessions
-from hwnas.latency.table import LatencyTable, NetworkRecord
-from hwnas.lower.calibrate import METHODS, observe, scaled
 from hwnas.pipeline.paired_accuracy import AccuracyDifference, accuracy_interval, compare_accuracy
 from hwnas.pipeline.precision import (
     PrecisionEvaluator,
+    calibrate_by_method,
     precision_model,
     precision_space,
-    single_changes,
     uniform_precision,
 )
-from hwnas.profiling.device import Device, open_device
-from hwnas.profiling.profiler import ProfilePlan, profile_space
-from hwnas.profiling.rounds import RoundsPlan, measure_rounds, open_journal
+from hwnas.pipeline.quantize import (
+    UNIFORM,
+    PrecisionFront,
+    choose_calibration,
+    int8_layers,
+    known_to_be_less_accurate,
+    measure_models,
+    profile_precisions,
+    search_precisions,
+)
+from hwnas.profiling.device import open_device
+from hwnas.profiling.profiler import ProfilePlan
+from hwnas.profiling.rounds import RoundsPlan
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RuntimeConfig
 from hwnas.search.evolution import EvolutionConfig, search_evolution
 from hwnas.search.result import Candidate
-from hwnas.search.sensitivity import FrontConfig, pareto_front, search_front
+from hwnas.search.sensitivity import FrontConfig, pareto_front
 from hwnas.spaces.load import load_space
 from hwnas.supernet.config import LoopConfig
 from hwnas.supernet.retrain import load_network_weights, train_network
 
 SCHEMA = "hwnas.mixed-precision/1"
 DEFAULT_OPTION = "k3_e6"
-UNIFORM = ("fp32", "int8")
 _SAME_IMAGES = 200  # on which the batch of one, as exported, must agree with the batches that scored
 
 Weights = dict[str, np.ndarray]
@@ -105,32 +112,10 @@ def trained(space: SearchSpace, architecture: Architecture, dataset: Dataset, ar
     return load_network_weights(arguments.folder / "network", network)
 
 
-def calibrated(space: SearchSpace, weights: Weights, dataset: Dataset, images: int) -> dict[str, Weights]:
-    """Weights and scales by calibration method, all from the same images."""
-    network = space.network(uniform_precision(space, "int8"))
-    activations = observe(network, weights, dataset.normalise(dataset.train.images[:images]))
-    return {method: weights | scaled(network, weights, activations, method) for method in METHODS}
-
-
-def choose_method(space: SearchSpace, found: dict[str, Weights], dataset: Dataset, runtime: str) -> tuple[str, dict[str, Any]]:
-    """The method with which all of the network in int8 stays nearest to the float one, on validation images."""
-    figures = {}
-    for method, weights in found.items():
-        evaluator = PrecisionEvaluator(space, weights, dataset, dataset.validation, runtime=runtime)
-        evaluation = evaluator.evaluate(uniform_precision(space, "int8"))
-        figures[method] = {"validation_accuracy": evaluation.accuracy, "divergence": evaluation.divergence}
-    return min(figures, key=lambda method: figures[method]["divergence"]), figures
-
-
-def find_members(trellis: Trellis, evaluator: PrecisionEvaluator, uniform: dict[str, Architecture], config: FrontConfig,
-                 count: int, told: Callable[[int, int], None]) -> tuple[list[Architecture], list[Candidate]]:
-    """Members of the front of validation accuracy over predicted latency, evenly spaced, and everything that was scored."""
-    result = search_front(trellis, evaluator, list(uniform.values()), config,
-                          progress=lambda done, planned, _: told(done, planned))
-    front = pareto_front([Candidate(one.architecture, evaluator.evaluate(one.architecture).accuracy, one.cost, one.generation)
-                          for one in result.history])
-    kept = np.unique(np.linspace(0, len(front) - 1, min(count, len(front))).round().astype(int))
-    return [front[index].architecture for index in kept], list(result.history)
+def spread_members(front: PrecisionFront, count: int) -> list[Architecture]:
+    """Some members of the front, evenly spaced."""
+    kept = np.unique(np.linspace(0, len(front.members) - 1, min(count, len(front.members))).round().astype(int))
+    return [front.members[index].architecture for index in kept]
 
 
 def compare_searches(trellis: Trellis, evaluator: PrecisionEvaluator, history: Sequence[Candidate], budgets: int
@@ -156,29 +141,7 @@ def area_under(front: Sequence[Candidate], bounds: tuple[float, float], worst: f
     return area / max((high - low) * -worst, 1e-30)
 
 
-def with_single_changes(table: LatencyTable, space: SearchSpace, device: Device, path: Path, weights: Weights,
-                        told: Callable[[int, int], None]) -> LatencyTable:
-    """The table, also fitted to networks that change precision once at most, two sessions each."""
-    found = single_changes(space)
-    sessions = measure_models(device, {str(one): precision_model(space, one, weights) for one in found}, path, 2, told)
-    return table.with_networks([NetworkRecord(choices=dict(one.choices), role="exported",
-                                              sessions=tuple(session.ratios for session in sessions[str(one)])) for one in found])
-
-
-def measure_models(device: Device, models: dict[str, bytes], path: Path, sessions: int, told: Callable[[int, int], None]
-                   ) -> dict[str, list[Any]]:
-    """Fresh sessions of every model, in rounds, so that a drift of the machine falls on all alike."""
-    digest = hashlib.sha256("".join(hashlib.sha256(model).hexdigest() for model in models.values()).encode()).hexdigest()
-    header = {"schema": "hwnas.mixed-precision-journal/1", "models": digest, "environment": device.environment(1)}
-    path = path.with_name(f"{path.stem}-{digest[:12]}.journal")
-    measured = open_journal(path, header)
-    plan = RoundsPlan(min_sessions=sessions, max_sessions=sessions, timing=TimingPlan(max_seconds=1.0))
-    measure_rounds({key: partial(bytes, model) for key, model in models.items()}, measured, path, device, plan,
-                   progress=lambda done, total, _: told(done, total))
-    return measured
-
-
-def run(runtime: str, space: SearchSpace, weights: dict[str, Weights], dataset: Dataset, arguments: argparse.Namespace,
+def run(runtime: str, space: SearchSpace, weights: Mapping[str, Weights], dataset: Dataset, arguments: argparse.Namespace,
         bar: Progress) -> dict[str, Any]:
     """Everything on one runtime."""
     folder, seconds, start = arguments.folder, {}, time.perf_counter()
@@ -192,32 +155,38 @@ def run(runtime: str, space: SearchSpace, weights: dict[str, Weights], dataset: 
         return lambda done, total: bar.update(task, completed=done, total=total)
 
     uniform = {name: uniform_precision(space, name) for name in UNIFORM}
-    method, methods = choose_method(space, weights, dataset, runtime)
+    evaluators = {method: PrecisionEvaluator(space, found, dataset, dataset.validation, runtime=runtime)
+                  for method, found in weights.items()}
+    method, all_int8 = choose_calibration(evaluators, space)
+    evaluator = evaluators[method]
     lap("calibration")
     with open_device(runtime, RuntimeConfig()) as device:
         told = teller("profiling")
-        table = profile_space(space, device, folder / f"{runtime}.json", plan=ProfilePlan(
+        table = profile_precisions(space, device, folder / f"{runtime}.json", plan=ProfilePlan(
             fit_networks=arguments.fit_networks, held_out_networks=arguments.held_out_networks, min_sessions=2, max_sessions=2,
             held_out_sessions=arguments.held_out_sessions, max_minutes=arguments.max_minutes),
             progress=lambda done, total, _: told(done, total))
-        costs = SeamTable(with_single_changes(table, space, device, folder / runtime, weights[method],
-                                              teller("profiling single changes")))
+        costs = SeamTable(table)
         lap("profiling")
-        trellis = Trellis(costs.space, costs)
-        evaluator = PrecisionEvaluator(space, weights[method], dataset, dataset.validation, runtime=runtime)
-        found, history = find_members(trellis, evaluator, uniform, FrontConfig(arguments.budgets, arguments.rounds),
-                                      arguments.members, teller("searching"))
-        searches = compare_searches(trellis, evaluator, history, arguments.budgets) if arguments.evolution else {}
+        searching, measuring = teller("searching"), teller("measuring the front")
+        front = search_precisions(costs, evaluator, FrontConfig(arguments.budgets, arguments.rounds),
+                                  lambda done, planned, _: searching(done, planned))
+        searches = compare_searches(Trellis(costs.search_space, costs), evaluator, front.history, arguments.budgets
+                                    ) if arguments.evolution else {}
         lap("search")
-        chosen = list(dict.fromkeys([*uniform.values(), *found]))
+        chosen = list(dict.fromkeys([*uniform.values(), *spread_members(front, arguments.members)]))
         models = {str(one): precision_model(space, one, weights[method]) for one in chosen}
-        sessions = measure_models(device, models, folder / runtime, arguments.sessions, teller("measuring the front"))
+        digest = hashlib.sha256(b"".join(models.values())).hexdigest()[:12]  # other members, another journal
+        sessions = measure_models(device, models, folder / f"{runtime}-{digest}.journal", RoundsPlan(
+            min_sessions=arguments.sessions, max_sessions=arguments.sessions, timing=TimingPlan(max_seconds=1.0)),
+            progress=lambda done, total, _: measuring(done, total))
         lap("measuring the front")
     members = judge(chosen, uniform, costs, evaluator, models, sessions, space, weights[method], dataset, runtime)
     lap("test images")
+    methods = {name: {"validation_accuracy": found.accuracy, "divergence": found.divergence} for name, found in all_int8.items()}
     return {"runtime": runtime, "version": table.environment["runtime_version"], "method": method, "methods": methods,
-            "layers": len(space.decisions), "table": describe_table(costs), "evaluations": len(history),
-            "searches": searches, "history": [describe(one, evaluator) for one in history],
+            "layers": len(space.decisions), "table": describe_table(costs), "evaluations": len(front.history),
+            "searches": searches, "history": [describe(one, evaluator) for one in front.history],
             "members": [describe_member(member, members) for member in members], "claims": claims(members),
             "seconds": seconds}
 
@@ -245,14 +214,11 @@ def judge(chosen: Sequence[Architecture], uniform: dict[str, Architecture], cost
     return sorted(members, key=lambda member: member.ratio)
 
 
-def int8_layers(architecture: Architecture) -> int:
-    return sum(option.endswith("_int8") for option in architecture.choices.values())
-
-
 def describe_table(costs: SeamTable) -> dict[str, Any]:
     table = costs.table
     return {"blocks": len(table.entries), "networks": len(table.networks), "effort": table.effort and table.effort.model_dump(),
-            "additive": dict(vars(table.held_out)), "with_seams": dict(vars(costs.held_out)), "seams": len(costs.space.seams)}
+            "additive": dict(vars(table.held_out)), "with_seams": dict(vars(costs.held_out)),
+            "seams": len(costs.search_space.seams)}
 
 
 def describe(candidate: Candidate, evaluator: PrecisionEvaluator) -> dict[str, Any]:
@@ -288,13 +254,16 @@ def claims(members: Sequence[Member]) -> dict[str, Any]:
 
     return {
         "faster than fp32, not known to be less accurate (p < 0.05)":
-            best(lambda one, to_fp32, _: faster(one, fp32) and (to_fp32.difference >= 0 or to_fp32.p_value >= 0.05)),
+            best(lambda one, to_fp32, _: faster(one, fp32) and not known_to_be_less_accurate(to_fp32)),
         "faster than fp32, at least as accurate":
             best(lambda one, to_fp32, _: faster(one, fp32) and to_fp32.difference >= 0),
         "faster than fp32, more accurate than int8 (p < 0.05)":
             best(lambda one, _, to_int8: faster(one, fp32) and to_int8.difference > 0 and to_int8.p_value < 0.05),
         "faster than int8, at least as accurate":
             best(lambda one, _, to_int8: faster(one, int8) and to_int8.difference >= 0),
+        "faster than fp32 and than int8, not known to be less accurate than either (p < 0.05)":
+            best(lambda one, to_fp32, to_int8: faster(one, fp32) and faster(one, int8)
+                 and not known_to_be_less_accurate(to_fp32) and not known_to_be_less_accurate(to_int8)),
     }
 
 
@@ -397,7 +366,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="mobile-cpu")
     parser.add_argument("--architecture", type=Path, help=f"an architecture file; {DEFAULT_OPTION} everywhere otherwise")
-    parser.add_argument("--data", default="glyphs?train=8000&validation=4000&test=8000&difficulty=0.4")
+    parser.add_argument("--data", default="glyphs?train=8000&validation=4000&test=20000&difficulty=0.4")
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime-cpu"])
     parser.add_argument("--folder", type=Path, default=Path("runs/mixed-precision"))
     parser.add_argument("--epochs", type=int, default=6)
@@ -435,7 +404,7 @@ def main(given: Sequence[str] | None = None) -> None:
         weights = trained(space, architecture, dataset, arguments, bar)
         console.print(f"trained (or found) in {time.perf_counter() - start:.0f} s")
         precisions = precision_space(space, architecture)
-        found = calibrated(precisions, weights, dataset, arguments.calibration_images)
+        found = calibrate_by_method(precisions, weights, dataset, arguments.calibration_images)
         rows = [run(runtime, precisions, found, dataset, arguments, bar) for runtime in arguments.runtimes]
     for row in rows:
         show(console, row)

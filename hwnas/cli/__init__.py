@@ -21,6 +21,7 @@ from hwnas.cli.kit import kit_build_command, kit_collect_command
 from hwnas.cli.networks import networks_command
 from hwnas.cli.predict import predict_command
 from hwnas.cli.profile import profile_command
+from hwnas.cli.quantize import quantize_command
 from hwnas.cli.retrain import retrain_command
 from hwnas.cli.search import search_command
 from hwnas.cli.spaces import spaces_command
@@ -55,13 +56,14 @@ VERBS: dict[str, Callable[..., None]] = {
     "search": search_command,
     "retrain": retrain_command,
     "export": export_command,
+    "quantize": quantize_command,
     "verify": verify_command,
     "bench": bench_command,
     "compile": compile_command,
 }
 
 # These continue where they were interrupted.
-RESUMABLE = {"networks", "profile", "train", "search", "retrain", "compile"}
+RESUMABLE = {"networks", "profile", "train", "search", "retrain", "quantize", "compile"}
 
 # Optional packages and the extra that brings them; a verb that needs one imports it only then.
 EXTRAS = {"torch": "train", "safetensors": "train", "PIL": "train", "matplotlib": "train", "sklearn": "train",

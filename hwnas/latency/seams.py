@@ -104,7 +104,9 @@ class SeamSpace(Space):
 
 @dataclass(frozen=True)
 class SeamTable:
-    """A latency table of a precision space with seams: a cost model for the trellis of its `space`, in milliseconds.
+    """A latency table of a precision space with seams: a cost model for the trellis of its `search_space`, in milliseconds.
+
+    It answers what a `LatencyTable` answers, by the same names.
 
     Attributes:
         table: What was measured.
@@ -119,7 +121,7 @@ class SeamTable:
             raise InputError(f"Seams are between layers in order, but the space of this table, {self.table.space!r}, has none.")
 
     @cached_property
-    def space(self) -> SeamSpace:
+    def search_space(self) -> SeamSpace:
         """What a trellis of these costs is made of."""
         assert isinstance(self.table.search_space, SearchSpace)
         return SeamSpace(self.table.search_space)
@@ -159,6 +161,18 @@ class SeamTable:
             return float("inf")
         return sum(self.calibration.cost(key, self._ratio(key)) for key in _keys(edge)) * self.table.anchor_ms
 
+    def predict(self, architecture: Architecture) -> Prediction:
+        """A network's latency with its 95 % interval.
+
+        Raises:
+            InputError: As `predict_many`.
+        """
+        return self.predict_many([architecture])[0]
+
+    def promise_budget(self, max_latency_ms: float) -> float:
+        """The predicted latency whose upper end is the budget: what a search may use for a promise to hold."""
+        return max_latency_ms / (1 + self.held_out.interval)
+
     def predict_many(self, architectures: Sequence[Architecture]) -> list[Prediction]:
         """Latencies with 95 % intervals.
 
@@ -170,13 +184,13 @@ class SeamTable:
                 for latency in self._latencies(architectures).tolist()]
 
     def _latencies(self, architectures: Sequence[Architecture]) -> np.ndarray:
-        return np.array([self.constant + sum(self.edge_cost(edge) for edge in self.space.path(one)) for one in architectures])
+        return np.array([self.constant + sum(map(self.edge_cost, self.search_space.path(one))) for one in architectures])
 
     def _columns(self, record: NetworkRecord) -> list[str]:
-        return [key for edge in self.space.path(self._architecture(record)) for key in _keys(edge)]
+        return [key for edge in self.search_space.path(self._architecture(record)) for key in _keys(edge)]
 
     def _architecture(self, record: NetworkRecord) -> Architecture:
-        return self.space.architecture(record.choices)
+        return self.search_space.architecture(record.choices)
 
     def _ratio(self, key: str) -> float:
         """A block's isolated ratio; a seam has none."""
@@ -188,7 +202,7 @@ class SeamTable:
 
     @cached_property
     def _seams(self) -> frozenset[str]:
-        return frozenset(self.space.seams)
+        return frozenset(self.search_space.seams)
 
 
 def precision_of(block: Block) -> str:

@@ -25,6 +25,7 @@ from hwnas.files import write_json
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.seams import SeamTable
 from hwnas.latency.table import LatencyTable, NetworkRecord, load_table
 from hwnas.lower.onnx import to_onnx
 from hwnas.pipeline.config import CompileConfig
@@ -246,7 +247,8 @@ class _Run:
         with self.stage("search") as bar:
             result = search_supernet(
                 self.supernet_dir, table.search_space, constraint, self.folder / name,
-                SearchSettings(settings.method, evolution, settings.validation_images, settings.calibration_images),
+                SearchSettings(settings.method, evolution, settings.validation_images, settings.calibration_images,
+                               settings.batch_norm),
                 dataset=self.dataset, earlier=sorted(self.root.glob("*ms/search-*/history.jsonl")), overwrite=self.overwrite,
                 progress=lambda done, total, best: bar(done, total, f"best {100 * best.score:.1f} % at {best.cost:.3g} ms"))
         return result.best.architecture
@@ -269,7 +271,7 @@ class _Run:
                 bar(index + 1, len(rows), name)
 
 
-def next_constraint(table: LatencyTable, budget_ms: float, failed: Mapping[Architecture, float]) -> Constraint | None:
+def next_constraint(table: LatencyTable | SeamTable, budget_ms: float, failed: Mapping[Architecture, float]) -> Constraint | None:
     """What the next search may use, after networks of which the budget could not be shown joined the table's calibration.
 
     One more network hardly moves a calibration, so that alone would find the same network again. What a network would have to be

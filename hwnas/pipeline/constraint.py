@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hwnas.ir.costs import CostModel
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.seams import SeamTable
 from hwnas.latency.table import LatencyTable
 
 
@@ -13,7 +14,7 @@ class Constraint:
     """What the searched networks must stay within.
 
     Attributes:
-        costs: Gives the cost of a network: a latency table, or a count of MACs or parameters.
+        costs: Gives the cost of a network: a latency table, or a count of MACs, parameters or bit operations.
         limit: The user's limit, in the cost's unit.
         search_limit: The predicted cost that the search may use; lower than `limit` where a promise needs a margin.
         promised: The upper end of the prediction stays within `limit`. False when only the prediction itself can.
@@ -26,11 +27,11 @@ class Constraint:
 
     @property
     def name(self) -> str:
-        """The option that sets it: `max_latency_ms`, `max_macs`, `max_parameters`."""
+        """The option that sets it: `max_latency_ms`, `max_macs`, `max_parameters`, `max_bitops`."""
         return {"ms": "max_latency_ms"}.get(self.costs.unit, f"max_{self.costs.unit.lower()}")
 
 
-def latency_constraint(table: LatencyTable, max_latency_ms: float) -> Constraint:
+def latency_constraint(table: LatencyTable | SeamTable, max_latency_ms: float) -> Constraint:
     """Turns a latency budget into what the search may use.
 
     A promise is made on the upper end of the prediction. Where no network can promise that much but the fastest is
@@ -49,7 +50,7 @@ def latency_constraint(table: LatencyTable, max_latency_ms: float) -> Constraint
 
 
 def count_constraint(space: Space, costs: CostModel, limit: float) -> Constraint:
-    """A limit on MACs or parameters, which are exact.
+    """A limit on MACs, parameters or bit operations, which are exact.
 
     Raises:
         InfeasibleError: Even the smallest network exceeds it.

@@ -7,15 +7,18 @@ simulation of rounding takes its place.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.data.dataset import Dataset, Split
 from hwnas.errors import InputError, VerificationError
+from hwnas.files import read_json, write_json
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.block import Block
 from hwnas.ir.blocks import Resolution
@@ -23,7 +26,7 @@ from hwnas.ir.network import Network
 from hwnas.ir.quantized import has_convolutions
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.steps import Space
-from hwnas.lower.calibrate import calibrate, float_network
+from hwnas.lower.calibrate import METHODS, calibrate, float_network, observe, scaled
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.weights import Weights
 from hwnas.runtimes import RuntimeConfig, load_runtime
@@ -111,6 +114,18 @@ def calibrate_precisions(space: SearchSpace, weights: Weights, dataset: Dataset,
     return dict(weights) | calibrated
 
 
+def calibrate_by_method(space: SearchSpace, weights: Weights, dataset: Dataset, images: int = 512
+                        ) -> dict[str, dict[str, NDArray[np.floating]]]:
+    """`calibrate_precisions` by each known method, from one look at the images.
+
+    Raises:
+        InputError: As `calibrate_precisions`.
+    """
+    network = space.network(uniform_precision(space, "int8"))
+    activations = observe(network, weights, dataset.normalise(dataset.train.images[:images]))
+    return {method: dict(weights) | scaled(network, weights, activations, method) for method in METHODS}
+
+
 def weights_of(network: Network, weights: Mapping[str, NDArray[np.floating]]) -> dict[str, NDArray[np.floating]]:
     """What one network takes of weights that hold for all networks of a precision space.
 
@@ -151,14 +166,14 @@ class Evaluation:
 
 
 class PrecisionEvaluator:
-    """Scores networks of a precision space as their runtime computes them; remembers what it scored.
+    """Scores networks of a precision space as their runtime computes them; remembers what it scored, in a folder if it has one.
 
     As a search's evaluator it gives the negative divergence from the float network: unlike an accuracy it tells apart networks
     that get the same images right, and small errors of layers add up in it.
     """
 
     def __init__(self, space: SearchSpace, weights: Weights, dataset: Dataset, split: Split, *, runtime: str = "onnxruntime-cpu",
-                 config: RuntimeConfig | None = None, batch_size: int = _BATCH) -> None:
+                 config: RuntimeConfig | None = None, batch_size: int = _BATCH, scores: Path | None = None) -> None:
         """Computes what the float network makes of the images.
 
         Args:
@@ -169,6 +184,7 @@ class PrecisionEvaluator:
             runtime: Name of the runtime.
             config: How it computes.
             batch_size: Images computed at once; what comes out of the integer layers does not depend on it.
+            scores: Folder that keeps every score for later processes, by the content of all that it depends on.
 
         Raises:
             InputError: The images or the weights do not fit the space.
@@ -177,14 +193,15 @@ class PrecisionEvaluator:
         if split.images.shape[1:] != tuple(space.input_shape):
             raise InputError(f"The images must have the network's input shape {space.input_shape}, but have "
                              f"{split.images.shape[1:]}: load them with that size.")
-        self._space, self._weights, self._split = space, weights, split
-        self._images = dataset.normalise(split.images)
+        self._space, self._weights, self._dataset, self._split = space, weights, dataset, split
         self._runtime, self._config = load_runtime(runtime), config or RuntimeConfig()
         self._batch_size = min(batch_size, len(split))
         self._known: dict[Architecture, Evaluation] = {}
         network = float_network(space.network(space.any_architecture))
-        self._reference = _log_softmax(self._logits(to_onnx(network, weights_of(network, weights),
-                                                            batch_size=self._batch_size).SerializeToString()))
+        model = to_onnx(network, weights_of(network, weights), batch_size=self._batch_size).SerializeToString()
+        self._reference = _log_softmax(self._logits(model))
+        self._scores = scores
+        self._context = self._identity(model) if scores else b""
 
     def __call__(self, architectures: Sequence[Architecture]) -> list[float]:
         """Negative divergences."""
@@ -206,16 +223,47 @@ class PrecisionEvaluator:
         """Scores ONNX bytes of any batch size.
 
         Raises:
+            InputError: The runtime refuses them.
             VerificationError: Outputs are not finite.
         """
+        if self._scores is None:
+            return self._computed(model)
+        path = self._scores / f"{hashlib.sha256(self._context + model).hexdigest()}.json"
+        found = self._read(path)
+        if found is None:
+            found = self._computed(model)
+            write_json(path, {"divergence": found.divergence, "predicted": found.predicted.tolist()})
+        return found
+
+    def _computed(self, model: bytes) -> Evaluation:
         scores = _log_softmax(self._logits(model))
         divergence = (np.exp(self._reference) * (self._reference - scores)).sum(axis=1).mean()
         predicted = scores.argmax(axis=1)
         return Evaluation(predicted == self._split.labels, predicted, float(divergence))
 
+    def _read(self, path: Path) -> Evaluation | None:
+        """A score that was kept; None where there is none, or none that is whole."""
+        try:
+            document = read_json(path, "score")
+            divergence, predicted = float(document["divergence"]), np.array(document["predicted"], np.intp)
+        except (InputError, KeyError, TypeError, ValueError, OverflowError):
+            return None
+        if not math.isfinite(divergence) or predicted.shape != self._split.labels.shape:
+            return None
+        return Evaluation(predicted == self._split.labels, predicted, divergence)
+
+    def _identity(self, reference: bytes) -> bytes:
+        """All that a score depends on beside the model: images, runtime and the float network."""
+        digest = hashlib.sha256(np.ascontiguousarray(self._split.images).data)
+        found = self._runtime.availability()
+        for part in (self._dataset.mean, self._dataset.std, self._runtime.name, found.version, asdict(self._config)):
+            digest.update(repr(part).encode())
+        digest.update(reference)
+        return digest.digest()
+
     def _logits(self, model: bytes) -> NDArray[np.float64]:
         with closing(self._runtime.load(self._runtime.prepare(model, self._config), self._config)) as executable:
-            logits = _run(executable, self._images)
+            logits = _run(executable, self._split.images, self._dataset)
         if not np.isfinite(logits).all():
             raise VerificationError("A network's outputs must be finite, but it gives NaN or infinity: calibrate it again, on "
                                     "images of the data that it is for.")
@@ -226,12 +274,15 @@ def _layer(name: str, option: str, block: Block, is_decision: bool) -> Fixed | D
     return Decision(name, {option: block}) if is_decision else Fixed(name, block)
 
 
-def _run(executable: Executable, images: NDArray[np.float32]) -> NDArray[np.float64]:
+def _run(executable: Executable, images: NDArray[np.uint8], dataset: Dataset) -> NDArray[np.float64]:
     """Logits of all images, (N, classes); the last batch is filled up with zeros."""
     (given,), (made,) = executable.inputs, executable.outputs
     size = given.shape[0]
-    padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), np.float32)])
-    rows = [executable.run({given.name: padded[start:start + size]})[made.name] for start in range(0, len(padded), size)]
+    rows = []
+    for start in range(0, len(images), size):
+        batch = dataset.normalise(images[start:start + size])
+        padding = np.zeros((size - len(batch), *batch.shape[1:]), np.float32)
+        rows.append(executable.run({given.name: np.concatenate([batch, padding])})[made.name])
     return np.concatenate(rows)[:len(images)].astype(np.float64)
 
 

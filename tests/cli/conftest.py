@@ -1,10 +1,16 @@
 """A space of four networks, and one of everything that is made from it: each made once, by the command line where it can."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import yaml
 
 from hwnas.latency.table import load_table
+from hwnas.pipeline.precision import precision_space
+from hwnas.pipeline.quantize import profile_precisions
+from hwnas.pipeline.retrain import read_retrained
 from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
 from hwnas.profiling.timing import TimingPlan
@@ -90,10 +96,40 @@ def architecture(place, table):
 
 
 @pytest.fixture(scope="session")
+def network(place, space, architecture):
+    done = hwnas("retrain", "--architecture", architecture, "--space", space, "--data", DATA, "--epochs", 8, "--batch-size", 20,
+                 "--threads", 1, "--output", place / "network", "--json")
+    assert done.code == 0, done.err
+    return place / "network"
+
+
+@pytest.fixture(scope="session")
+def precisions_table(place, network):
+    """Of the space of precisions of that network."""
+    path = place / "precisions.json"
+    architecture, space, _ = read_retrained(network)
+    with open_device(DEVICE, RuntimeConfig()) as device:
+        profile_precisions(precision_space(space, architecture), device, path, plan=QUICK)
+    return path
+
+
+@pytest.fixture(scope="session")
 def artifact(place, space):
     done = hwnas("export", "--space", space, "--random", 1, "--output", place / "artifact", "--json")
     assert done.code == 0, done.err
     return place / "artifact"
+
+
+@pytest.fixture(scope="session")
+def measured_kit(place, atom):
+    """A kit that has been measured, and what building it said."""
+    kit = place / "kit"
+    done = hwnas("kit", "build", "--device", DEVICE, "--space", atom, "--output", kit, "--fit-networks", 1,
+                 "--held-out-networks", 1, "--json")
+    assert done.code == 0, done.err
+    run = subprocess.run([sys.executable, kit / "run.py"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "Everything is measured" in run.stdout, run.stderr
+    return kit, done.json
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 
@@ -15,19 +13,8 @@ pytest.importorskip("onnxruntime")
 NETWORKS = ("--fit-networks", 1, "--held-out-networks", 1)
 
 
-@pytest.fixture(scope="module")
-def measured(atom, tmp_path_factory):
-    """A kit that has been measured, and what building it said."""
-    kit = tmp_path_factory.mktemp("kit") / "kit"
-    done = hwnas("kit", "build", "--device", DEVICE, "--space", atom, "--output", kit, *NETWORKS, "--json")
-    assert done.code == 0, done.err
-    run = subprocess.run([sys.executable, kit / "run.py"], capture_output=True, text=True, check=False)
-    assert run.returncode == 0 and "Everything is measured" in run.stdout, run.stderr
-    return kit, done.json
-
-
-def test_build_says_what_is_in_it(measured):
-    kit, said = measured
+def test_build_says_what_is_in_it(measured_kit):
+    kit, said = measured_kit
     size = sum(path.stat().st_size for path in kit.rglob("*") if path.is_file() and path.name != "results.jsonl")
     assert said == {"kit": str(kit), "blocks": 2, "networks": 2, "refused": 0, "sessions": 12, "size_bytes": size}
 
@@ -38,9 +25,9 @@ def test_build_tells_people_what_to_do_next(atom, tmp_path):
     assert (tmp_path / "kit" / "README.md").exists()
 
 
-def test_the_collected_table_predicts(measured, tmp_path):
+def test_the_collected_table_predicts(measured_kit, tmp_path):
     table = tmp_path / "table.json"
-    done = hwnas("kit", "collect", measured[0], "--output", table, "--json")
+    done = hwnas("kit", "collect", measured_kit[0], "--output", table, "--json")
     assert done.code == 0 and done.err == "", done.err
     assert {key: done.json[key] for key in ("table", "entries", "missing", "refused", "missing_sessions")} == {
         "table": str(table), "entries": 2, "missing": 0, "refused": 0, "missing_sessions": 0}
@@ -49,16 +36,16 @@ def test_the_collected_table_predicts(measured, tmp_path):
     assert len(predicted) == 2 and all(0 < row["latency_ms"] < math.inf for row in predicted)
 
 
-def test_collect_tells_people_about_the_table(measured, tmp_path):
-    done = hwnas("kit", "collect", measured[0], "--output", tmp_path / "table.json")
+def test_collect_tells_people_about_the_table(measured_kit, tmp_path):
+    done = hwnas("kit", "collect", measured_kit[0], "--output", tmp_path / "table.json")
     assert done.code == 0 and "95 % interval" in done.out and "0 missing, 0 refused" in done.out
 
 
-def test_an_unfinished_kit_makes_a_table_and_says_what_is_missing(measured, tmp_path):
-    lines = (measured[0] / "results.jsonl").read_text().splitlines(keepends=True)
+def test_an_unfinished_kit_makes_a_table_and_says_what_is_missing(measured_kit, tmp_path):
+    lines = (measured_kit[0] / "results.jsonl").read_text().splitlines(keepends=True)
     results = tmp_path / "results.jsonl"
     results.write_text("".join(lines[:2]) + lines[2][:40])
-    done = hwnas("kit", "collect", measured[0], "--results", results, "--output", tmp_path / "table.json", "--json")
+    done = hwnas("kit", "collect", measured_kit[0], "--results", results, "--output", tmp_path / "table.json", "--json")
     assert done.code == 0 and done.json["entries"] == 1 and done.json["missing"] == 1 and done.json["missing_sessions"] == 11
     assert "11 session(s) are to go" in done.err and "--overwrite" in done.err
     effort = json.loads((tmp_path / "table.json").read_text())["effort"]
@@ -77,8 +64,8 @@ def test_mistakes_in_building_are_told(arguments, words, atom, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_replaced_unasked(measured, atom, tmp_path):
-    kit, _ = measured
+def test_nothing_is_replaced_unasked(measured_kit, atom, tmp_path):
+    kit, _ = measured_kit
     assert "--overwrite" in refused(hwnas("kit", "build", "--device", DEVICE, "--space", atom, "--output", kit, *NETWORKS))
     table = tmp_path / "table.json"
     assert hwnas("kit", "collect", kit, "--output", table).code == 0

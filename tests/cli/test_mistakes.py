@@ -52,6 +52,8 @@ def test_wrong_usage(arguments):
     (("train", "--space", "spos", "--data", "imagenet", "--output", "o"), "imagenet"),
     (("train", "--space", "spos", "--data", "digits", "--output", "o", "--method", "magic"), "magic"),
     (("train", "--space", "spos", "--data", "digits", "--output", "o", "--epochs", "0"), "epochs"),
+    (("train", "--space", "spos", "--data", "digits", "--output", "o", "--ranges", "fixed"), "fixed"),
+    (("train", "--space", "spos", "--data", "digits", "--output", "o", "--max-macs", "5", "--max-bitops", "5"), "--max-bitops"),
 ])
 def test_arguments_that_make_no_sense(arguments, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -91,7 +93,7 @@ def test_an_infeasible_budget_names_the_range_and_its_minimum_works(table, super
     assert retried.code == 0 and "only the prediction" in retried.err  # the fastest network's upper end is above
 
 
-@pytest.mark.parametrize("option, unit", [("--max-macs", "MACs"), ("--max-parameters", "parameters")])
+@pytest.mark.parametrize("option, unit", [("--max-macs", "MACs"), ("--max-parameters", "parameters"), ("--max-bitops", "BitOps")])
 def test_infeasible_counts_likewise(option, unit, supernet, tmp_path):
     search = ("search", "--supernet", supernet, "--output", tmp_path / "search", *SEARCH, option)
     message = refused(hwnas(*search, 10), 3)
@@ -302,7 +304,7 @@ def test_a_defect_says_that_it_is_one(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux'")
 def test_a_full_disk_is_no_defect():
     with open("/dev/full", "w") as full:
-        done = hwnas_process("spaces", "--json", stdout=full)
+        done = hwnas_process("spaces", "spos", "--json", stdout=full)
     assert done.code == 1 and "No space left" in done.error and "Traceback" not in done.err
 
 

@@ -92,9 +92,10 @@ def test_what_was_kept_is_continued(interrupted, atom, monkeypatch):
     assert "\x1b" not in done.err and "━" not in done.err and not any(line.startswith(" ") for line in lines)
 
 
-@pytest.mark.parametrize("arguments", [("spaces",), ("spaces", "--json"), ("predict", "--random", "30000", "--json")])
+@pytest.mark.parametrize("arguments", [
+    ("spaces", "spos"), ("spaces", "spos", "--json"), ("predict", "--random", "30000", "--json")])
 def test_a_reader_that_has_gone_is_no_error(arguments, table):
-    """As in `hwnas spaces | head -1`, whoever is first."""
+    """As in `hwnas spaces spos | head -1`, whoever is first."""
     options = ("--table", table) if arguments[0] == "predict" else ()
     reading, writing = os.pipe()
     process = _start(*arguments, *options, stdout=writing, stderr=subprocess.PIPE)
@@ -118,6 +119,6 @@ def test_an_answer_stays_when_its_reader_has_gone(table):
 def test_closed_streams_are_survived():
     """Services and cron jobs start programs without them."""
     command = f"{sys.executable} -m hwnas spaces"
-    done = subprocess.run(f"{command} >&- && {command} --json >&- && {command} nope 2>&-", shell=True, capture_output=True,
-                          check=False)
+    done = subprocess.run(f"{command} spos >&- && {command} spos --json >&- && {command} nope 2>&-", shell=True,
+                          capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")

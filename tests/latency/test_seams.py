@@ -14,6 +14,7 @@ from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.seams import SeamSpace, SeamTable, precision_of
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord
+from hwnas.pipeline.compile import next_constraint
 from hwnas.spaces.bit_widths import with_precisions
 from hwnas.spaces.load import load_space
 
@@ -124,7 +125,7 @@ def test_seams_of_their_own_predict_better_than_blocks_alone():
 def test_the_trellis_adds_up_what_is_predicted_and_finds_the_optimum():
     space = make_space()
     table = SeamTable(make_table(space, seam_ratios(space), noise=0.005))
-    trellis = Trellis(table.space, table)
+    trellis = Trellis(table.search_space, table)
     every = all_networks(space)
     predicted = np.array([one.latency_ms for one in table.predict_many(every)])
     np.testing.assert_allclose(trellis.costs_of(space.indices(every)), predicted, rtol=1e-9)
@@ -143,6 +144,21 @@ def test_prediction_intervals_are_those_of_held_out_networks():
     (prediction,) = table.predict_many(all_networks(space)[:1])
     assert prediction.upper_ms == pytest.approx(prediction.latency_ms * (1 + table.held_out.interval))
     assert 0 < table.held_out.interval < 0.1
+    assert table.predict(all_networks(space)[0]) == prediction
+    assert table.promise_budget(prediction.upper_ms) == pytest.approx(prediction.latency_ms)
+
+
+def test_a_budget_is_constrained_as_by_a_table_without_seams():
+    """What fails is above the next limit, and what could be had for the budget is within it."""
+    space = make_space()
+    table = SeamTable(make_table(space, seam_ratios(space), noise=0.01))
+    trellis = Trellis(table.search_space, table)
+    budget = (trellis.min_cost() + trellis.max_cost()) / 2
+    constraint = next_constraint(table, budget, {})
+    assert constraint.promised and constraint.search_limit == table.promise_budget(budget)
+    (found,) = trellis.sample(1, max_cost=constraint.search_limit)
+    after = next_constraint(table, budget, {found: 1.05 * budget})
+    assert after.search_limit == pytest.approx(min(constraint.search_limit, trellis.cost(found) / 1.05))
 
 
 def test_refused_blocks_cost_infinity():
@@ -152,7 +168,7 @@ def test_refused_blocks_cost_infinity():
     refusing = LatencyTable(space, table.environment, table.anchor, table.entries, table.networks,
                             refused={edge.workload: "no kernel"})
     costs = SeamTable(refusing)
-    found = Trellis(costs.space, costs)
+    found = Trellis(costs.search_space, costs)
     assert found.count() == space.size // 2
     assert edge.option not in {list(space.decisions[1].options).index(one.choices["first"]) for one in found.sample(20)}
 

@@ -1,6 +1,4 @@
-"""One thread, cheap timing sessions, and what most tests here share: data, and a supernet that trained for a moment."""
-
-import gc
+"""One thread, and what most tests here share: data, and a supernet that trained for a moment."""
 
 import pytest
 import torch
@@ -17,15 +15,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_collections():
-    """A timing session begins with a garbage collection, which takes longer than it while all modules count."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="package")

@@ -1,6 +1,7 @@
 """One small trained network in every mix of precisions: against PyTorch, against its float self, and every mix scored."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hwnas.lower.onnx import to_onnx
 from hwnas.lower.torch import to_torch
 from hwnas.pipeline.precision import (
     PrecisionEvaluator,
+    calibrate_by_method,
     calibrate_precisions,
     precision_model,
     precision_space,
@@ -24,6 +26,7 @@ from hwnas.pipeline.precision import (
     uniform_precision,
     weights_of,
 )
+from hwnas.runtimes import RuntimeConfig
 from hwnas.search.result import Candidate
 from hwnas.search.sensitivity import FrontConfig, pareto_front, search_front
 from hwnas.spaces.load import load_space
@@ -202,3 +205,38 @@ def test_mistakes(precisions, float_weights, weights, dataset):
     with pytest.raises((InputError, UnavailableError)):
         PrecisionEvaluator(precision_space(SearchSpace("other", (1, 8, 8), SPACE.layers), SearchSpace(
             "other", (1, 8, 8), SPACE.layers).architecture(dict(ARCHITECTURE.choices))), weights, dataset, dataset.validation)
+
+
+def test_every_method_calibrates_as_it_does_alone(precisions, float_weights, dataset):
+    found = calibrate_by_method(precisions, float_weights, dataset, images=64)
+    assert len(found) == 3
+    for method, weights in found.items():
+        alone = calibrate_precisions(precisions, float_weights, dataset, images=64, method=method)
+        assert set(weights) == set(alone)
+        for name, array in weights.items():
+            np.testing.assert_array_equal(array, alone[name])
+
+
+def test_scores_outlive_their_process(precisions, weights, dataset, evaluator, tmp_path):
+    """Seen by a score that was changed on the disk; what is damaged, or of anything else, is computed."""
+    def make(split=dataset.validation, **others):
+        return PrecisionEvaluator(precisions, weights, dataset, split, scores=tmp_path, **others)
+
+    one = uniform_precision(precisions, "int8")
+    found = make().evaluate(one)
+    expected = evaluator.evaluate(one)
+    (path,) = tmp_path.iterdir()
+    document = json.loads(path.read_text())
+    again = make().evaluate(one)
+    for evaluation in (found, again):
+        assert evaluation.divergence == expected.divergence
+        np.testing.assert_array_equal(evaluation.correct, expected.correct)
+    path.write_text(json.dumps(document | {"divergence": 7.0}))
+    assert make().evaluate(one).divergence == 7.0
+    assert make(dataset.test).evaluate(one).divergence != 7.0
+    assert make(config=RuntimeConfig(threads=2)).evaluate(one).divergence == expected.divergence
+    assert len(list(tmp_path.iterdir())) == 3
+    for damage in ("", "[]", "{}", json.dumps(document | {"predicted": [1, 2]}), json.dumps(document | {"predicted": "many"}),
+                   path.read_text().replace("7.0", "NaN")):
+        path.write_text(damage)
+        assert make().evaluate(one).divergence == expected.divergence
