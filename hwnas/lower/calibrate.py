@@ -8,8 +8,8 @@ quantised: a tensor's scale is the same in all of them. Three ways to choose a s
 - `mse`: whatever makes the mean squared error least (as in Banner et al., arXiv 1810.05723, sec. 2, but on the values
   themselves instead of a distribution fitted to them).
 
-ONNX Runtime's calibrators know the first two and keep every activation of every image in memory, or histograms too coarse to
-count the error of 8 bits; tests compare with them. Here extremes are exact and the rest comes from a sample of values.
+ONNX Runtime's calibrators know the first two; their percentile keeps every activation of every image in memory, in histograms too
+coarse to count the error of 8 bits; tests compare with them. Here extremes are exact and the rest comes from a sample of values.
 """
 
 import dataclasses
