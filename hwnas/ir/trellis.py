@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +37,9 @@ from hwnas.ir.grid import (
 )
 from hwnas.ir.optimum import BestPath, without_infinities
 from hwnas.ir.steps import Edge, Space, Step
+
+if TYPE_CHECKING:
+    import networkx
 
 Scores = Mapping[str, Sequence[float] | Floats] | Callable[[Step, Edge], float]
 
@@ -282,12 +284,14 @@ class Trellis:
 
     # Looking at it
 
-    def graph(self) -> networkx.MultiDiGraph:
+    def graph(self) -> "networkx.MultiDiGraph":
         """The readable view.
 
         A node is `(step, state)`, with the `layer` that it enters (None after the last); an edge's key is its option, with
         `parts` and `cost` in the unit. Every path from the input to a node of the last step is a network.
         """
+        import networkx  # which takes a tenth of a second, and few need
+
         graph = networkx.MultiDiGraph(space=self.space.name, unit=self.unit)
         for position, (step, stage) in enumerate(zip(self.space.steps, self._stages, strict=True)):
             for state, row in enumerate(stage.states):
