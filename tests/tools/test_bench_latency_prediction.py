@@ -23,6 +23,14 @@ def test_the_default_scheme_is_the_table_s_own_prediction():
         assert len(text.splitlines()) == 3 and len({line.count("|") for line in text.splitlines()}) == 1
 
 
+def test_an_interval_that_is_too_narrow_does_not_cover():
+    table = _row()[1]
+    interval, networks = table.held_out.interval, bench.read_networks(table)
+    scheme = bench.SCHEMES[bench.DEFAULT]
+    covered = [bench.cross_validate(scheme, networks, 2, share * interval)["interval_coverage"] for share in (0.3, 1.0, 100.0)]
+    assert covered[0] < 0.9 and covered[0] < covered[1] <= covered[2] == 1
+
+
 def test_goal_is_met_at_its_edges_and_missed_beyond():
     figures = {"networks": 40, "within_2_percent": 0.85, "within_5_percent": 0.99, "within_10_percent": 1.0, "spearman": 0.99,
                "interval_coverage": 0.92}

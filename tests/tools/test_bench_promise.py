@@ -50,12 +50,13 @@ def test_budgets_bind_and_can_be_promised():
 
 def row(promised=True, use=0.98, again="kept"):
     return {"promised": promised, "broken": promised and use > 1, "budget_use": use if promised else None,
-            "again": {"verdict": again} if promised else None}
+            "again": {"verdict": again} if promised else None, "remeasured_ms": 2 * use if promised else None,
+            "attempts": [{"predicted_ms": 3.0}, {"predicted_ms": 2.0}]}
 
 
 def table_row(runtime, rows):
-    return {"runtime": runtime, "space": "s", "minutes": 1.5, "first_round": 1, "sessions_per_test": 6.0, "promises": rows,
-            **bench.count_promises(rows)}
+    return {"runtime": runtime, "space": "s", "interval": 0.05, "minutes": 1.5, "first_round": 1, "sessions_per_test": 6.0,
+            "promises": rows, **bench.count_promises(rows)}
 
 
 def test_figures_are_counts():
@@ -87,6 +88,10 @@ def test_the_goal_is_met_at_its_edges_and_missed_beyond():
     assert goals(count=33) == {"promises"} and goals(broken=10) == {"broken"} and goals(use=0.949) == {"median budget use"}
     assert goals(count=51, runtimes=2) == {"runtimes"}
     assert goals(count=0, broken=0) == {"promises", "runtimes", "median budget use"}
+
+
+def test_predictions_are_those_of_the_network_that_was_promised():
+    assert bench.predictions_held(table_row("r", [row(), row(use=0.949), row(use=1.06), row(promised=False)])) == 1
 
 
 def test_the_table_for_the_documentation_is_even():
