@@ -1,11 +1,11 @@
-# make quickstart | make test | make lint | make fuzz | make clean
+# make quickstart | make test | make slow | make lint | make fuzz | make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test fuzz lint clean
+.PHONY: quickstart test slow fuzz lint clean
 
-# Torch is pinned here: an open range may bring several gigabytes of GPU packages to a machine without a GPU.
+# One version for everybody. Where pip knows of builds for CPUs (see README), it takes one; else it brings gigabytes for GPUs.
 $(VENV)/.runs: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -26,6 +26,10 @@ lint: $(VENV)/.tests
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+
+# What takes over 20 seconds each.
+slow: $(VENV)/.tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout=900 -m "slow and not gpu"
 
 # New examples for every property, until one fails or a round is over.
 fuzz: $(VENV)/.tests

@@ -39,17 +39,27 @@ def test_own_space_in_python_and_yaml_are_one(tmp_path):
     assert len(source.strip().splitlines()) <= 30
 
 
-@pytest.mark.parametrize("line", [line for block in _blocks("sh") for line in block.splitlines()
-                                  if re.match(r"(\.venv/bin/)?hwnas ", line)])
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TO_READ = [line for page in PAGES for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+           for line in block.splitlines() if re.match(r"(\.venv/bin/)?hwnas ", line)]
+
+
+@pytest.mark.parametrize("line", TO_READ)
 def test_commands_parse(line, capsys):
-    """Every option of every command exists (the commands themselves run in the other tests)."""
+    """Every option of every command that is only to be read exists (the others run in the tests of the documentation)."""
     words = shlex.split(line, comments=True)[1:]
     verb = next(verb for verb in VERBS if words[:len(verb.split())] == verb.split())
     assert run([*verb.split(), "--help"]) == 0
     told = capsys.readouterr().out
     for word in words[1:]:
         if word.startswith("--"):
-            assert word in told, f"{verb} has no {word}"
+            assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", told), f"{verb} has no {word}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda path: path.name)
+def test_example_architectures_are_of_their_space(path):
+    architecture = hwnas.load_architecture(path)
+    hwnas.load_space(architecture.space).check(architecture)
 
 
 def test_make_targets_exist():
