@@ -1,4 +1,4 @@
-"""Builds, or completes, the latency table of a space on a device of this machine."""
+"""Builds, or completes, the latency table of a space on a device, here or over ssh."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +35,7 @@ def profile_command(
     plan = ProfilePlan(max_minutes=max_minutes, fit_networks=fit_networks, held_out_networks=held_out_networks)
     with open_device(device, RuntimeConfig(threads, precision), processors(cpus)) as opened:
         path = output or default_table_path(opened.environment(batch_size), loaded)
+        before = path.read_bytes() if path.is_file() else None
         say(f"Profiling {loaded.name} on {device}, {threads} thread(s), {precision}, into {path}; an interrupted run continues.")
         with progress_bar("profile") as bar:
             table = profile_space(loaded, opened, path, batch_size=batch_size, plan=plan, seed=seed, restart=restart,
@@ -42,8 +43,10 @@ def profile_command(
     noisy = sum(entry.label == "noisy" for entry in table.entries.values())
     missing = table.missing_workloads()
     warn_of_refused(table)
-    if table.effort is None or not table.effort.complete:
+    if missing or (table.effort is not None and not table.effort.complete):
         say("The time was over before everything was measured: the same command completes the table.")
+    elif path.read_bytes() == before:
+        say("The table was complete already, and nothing was measured: --restart measures it again, with the numbers given.")
     if json:
         print_json({"table": str(path), "entries": len(table.entries), "noisy": noisy, "missing": len(missing),
                     "refused": dict(table.refused), "effort": table.effort.model_dump() if table.effort else None,

@@ -25,8 +25,7 @@ from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, SearchSpace
 from hwnas.ir.steps import Edge, Space, Step
 from hwnas.latency.calibration import Calibration, fit_calibration
-from hwnas.latency.correlation import rank_correlation
-from hwnas.latency.table import HeldOut, LatencyTable, NetworkRecord, Prediction, conformal_interval
+from hwnas.latency.table import HeldOut, LatencyTable, NetworkRecord, Prediction, judge
 
 
 @dataclass(frozen=True)
@@ -138,14 +137,9 @@ class SeamTable:
     @cached_property
     def held_out(self) -> HeldOut:
         """Error on networks that the fit has not seen."""
-        records = [record for record in self.table.usable_networks if record.role == "held_out"]
-        if not records:
-            return HeldOut(0, 0.0, 0.0, 0.0, 0.0, 1.0)
-        measured = np.array([record.ratio for record in records])
+        records = self.table.judging_networks
         predicted = self._latencies([self._architecture(record) for record in records]) / self.table.anchor_ms
-        errors = np.abs(measured / predicted - 1)
-        return HeldOut(len(records), float(errors.mean()), float(errors.max()), float((errors <= 0.05).mean()),
-                       rank_correlation(predicted.tolist(), measured.tolist()) or 0.0, conformal_interval(errors))
+        return judge(predicted, np.array([record.ratio for record in records]))
 
     @property
     def constant(self) -> float:

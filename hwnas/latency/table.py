@@ -209,6 +209,12 @@ class LatencyTable:
         return tuple(record for record, count in zip(self.networks, refused_blocks, strict=True) if not count)
 
     @cached_property
+    def judging_networks(self) -> tuple[NetworkRecord, ...]:
+        """The held-out networks, but for those that were exported since: these have joined the fit."""
+        joined = [record.choices for record in self.usable_networks if record.role == "exported"]
+        return tuple(record for record in self.usable_networks if record.role == "held_out" and record.choices not in joined)
+
+    @cached_property
     def calibration(self) -> Calibration:
         """Fitted on all but the held-out networks."""
         records = [record for record in self.usable_networks if record.role != "held_out"]
@@ -221,15 +227,9 @@ class LatencyTable:
     @cached_property
     def held_out(self) -> HeldOut:
         """Error on networks that the calibration has not seen."""
-        records = [record for record in self.usable_networks if record.role == "held_out"]
-        if not records:
-            return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL)
-        measured = np.array([record.ratio for record in records])
-        rows = self._rows(records)
-        predicted = (self.constant + self._edge_costs(rows)) / self.anchor_ms
-        errors = np.abs(measured / predicted - 1)
-        return HeldOut(len(records), float(errors.mean()), float(errors.max()), float((errors <= 0.05).mean()),
-                       rank_correlation(predicted.tolist(), measured.tolist()) or 0.0, conformal_interval(errors))
+        rows = self._rows(self.judging_networks)
+        return judge((self.constant + self._edge_costs(rows)) / self.anchor_ms,
+                     np.array([record.ratio for record in self.judging_networks]))
 
     @property
     def constant(self) -> float:
@@ -369,7 +369,8 @@ def _measured_parts(edge: Edge) -> list[Part]:
     return [part for part in edge.parts if not part.block.is_free]
 
 
-_UNKNOWN_INTERVAL = 1.0  # no network has judged the table: half to double, and no promise worth the word
+_UNKNOWN_INTERVAL = 1.0  # no network has judged the table: from nothing to double, and no promise worth the word
+_ENOUGH_NETWORKS = 19  # the least whose largest error covers 95 %
 
 
 def load_table(path: str | os.PathLike[str]) -> LatencyTable:
@@ -432,18 +433,26 @@ _UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"hwnas.laten
 """What makes a document of the next version out of one of an earlier version."""
 
 
-def conformal_interval(errors: NDArray[np.float64], coverage: float = COVERAGE) -> float:
-    """Half-width that covers a new network's relative error with the given probability.
+def judge(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> HeldOut:
+    """How far predictions (N,) are off measurements (N,) of networks that no fit has seen."""
+    if not measured.size:
+        return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL)
+    errors = np.abs(measured / predicted - 1)
+    return HeldOut(len(errors), float(errors.mean()), float(errors.max()), float((errors <= 0.05).mean()),
+                   rank_correlation(predicted.tolist(), measured.tolist()) or 0.0, conformal_interval(errors))
 
-    Split conformal prediction (Lei et al. 2018, arXiv 1604.04173, sec. 2.2): the ceil((n + 1) * coverage)-th smallest
-    error. With fewer than 19 networks a 95 % statement is not possible; then the largest error, widened by what the
-    missing networks could hide, is taken.
+
+def conformal_interval(errors: NDArray[np.float64]) -> float:
+    """Half-width that covers a new network's relative error with a probability of 95 %.
+
+    Split conformal prediction (Lei et al. 2018, arXiv 1604.04173, sec. 2.2): the ceil((n + 1) * 95 %)-th smallest error.
+    Fewer than 19 networks bear no such statement whatever the errors are; then the largest is widened by 19 / n, which
+    covers more than 95 % where errors are normal, with a single network, too.
     """
     ordered = np.sort(errors)
-    rank = math.ceil((ordered.size + 1) * coverage)
-    if rank <= ordered.size:
-        return float(ordered[rank - 1])
-    return float(ordered[-1] * rank / ordered.size)
+    if ordered.size < _ENOUGH_NETWORKS:
+        return float(ordered[-1] * _ENOUGH_NETWORKS / ordered.size)
+    return float(ordered[math.ceil((ordered.size + 1) * COVERAGE) - 1])
 
 
 def _dump_lines(document: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def environment_fingerprint(runtime: Runtime, config: RuntimeConfig, *, batch_si
     informative = {
         "logical_cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python_version": platform.python_version(),
         "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -6,13 +6,11 @@ there, `results.jsonl`, is the profiler's journal, so the table that comes of it
 """
 
 import hashlib
-import io
 import json
 import math
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -42,7 +40,8 @@ from hwnas.profiling.profiler import (
     plan_blocks,
     plan_networks,
 )
-from hwnas.profiling.rounds import Measured, Progress, discard, open_journal
+from hwnas.profiling.rounds import Measured, Progress, discard, open_journal, read_preparing_s
+from hwnas.profiling.ssh import agent_archive
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import load_converter
 from hwnas.runtimes.base import Runtime, RuntimeConfig
@@ -131,7 +130,7 @@ def build_kit(space: Space, runtime: str, output: str | os.PathLike[str], *, con
         minutes = sessions * (plan.timing.max_seconds + plan.timing.max_warmup_seconds) / 60
         document = builder.manifest(rows, refused)
         write_json(folder / KIT_FILE, document)
-        write_atomic(folder / PACKAGE_FILE, _runner_archive())
+        write_atomic(folder / PACKAGE_FILE, agent_archive(SHIPPED))
         write_atomic(folder / RUN_FILE, _RUN_SCRIPT)
         write_atomic(folder / README_FILE, _readme(document, sessions, minutes))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -164,7 +163,7 @@ def collect_kit(folder: str | os.PathLike[str], output: str | os.PathLike[str] |
                 if one.role != "entry"]
     workloads = [*plan_blocks(space, kit.batch_size), *networks]
     plan = ProfilePlan(**{**kit.plan, "timing": TimingPlan(**kit.plan["timing"])})
-    table = assemble_table(space, environment, plan, workloads, measured, refused)
+    table = assemble_table(space, environment, plan, workloads, measured, refused, preparing_s=read_preparing_s(path))
     target = Path(output) if output is not None else default_table_path(environment, space)
     with locked(target, "latency table"):
         if target.exists():
@@ -269,17 +268,6 @@ class _Builder:
     def _blocks_of(self, network: Workload) -> set[str]:
         path = self._space.path(self._space.architecture(network.choices))
         return {part.workload for edge in path for part in edge.parts if not part.block.is_free}
-
-
-def _runner_archive() -> bytes:
-    """What has to be on the device of hwnas, as an archive from which Python imports as it is."""
-    package = Path(hwnas.__file__).parent
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted({path for pattern in SHIPPED for path in package.glob(pattern)}):
-            archive.writestr(zipfile.ZipInfo(path.relative_to(package.parent).as_posix()), path.read_bytes(),
-                             zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
 
 
 def _space_of(kit: Kit) -> Space:

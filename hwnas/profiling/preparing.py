@@ -2,8 +2,9 @@
 would take most of a profile one after another.
 
 They run in agents on this machine, wherever the device is, one on each processor, and end before the first timing begins. What
-they make stays in the cache of `hwnas.runtimes.conversion`, where measuring finds it. A model that is not there by then, since
-time was short or the disk is small, is converted when its turn to be measured comes.
+they make stays in the cache of `hwnas.runtimes.conversion`, where measuring finds it. A model for which the time was short is
+prepared in the same way when its turn to be measured comes, with some that follow: a converter that hangs or crashes must not
+take the profiler with it. Only what was converted before, and had to make room on a small disk, is converted in its process.
 """
 
 import os
@@ -20,6 +21,8 @@ from hwnas.runtimes.conversion import ConvertingRuntime
 from hwnas.runtimes.onnx_model import ONNX_FILE
 
 _MOST_AGENTS = 8  # each may hold a compiler, which takes about a gigabyte of memory
+_LONGEST_S = 150.0  # for a conversion; a `Converter` itself waits for less
+_SHARE = 0.5  # of the time; then no other conversion begins
 
 Models = Mapping[str, Callable[[], bytes]]
 Outcome = tuple[str, str | AgentCrashError | None]
@@ -29,8 +32,8 @@ def prepare_ahead(runtime: Runtime, config: RuntimeConfig, models: Models, deadl
                   patience: Patience | None = None) -> Generator[tuple[str, str | None], None, None]:
     """Converts models on all processors that this process may use; does nothing for a runtime that has nothing to convert.
 
-    The last conversion begins when half of the time is over, so that something can be measured, too. A model on which a converter
-    crashes or hangs is tried once more with nothing beside it: memory may have been short.
+    The last conversion begins when half of the time is over, so that something can be measured, too. A model that fails, whatever
+    the reason, is tried once more with nothing beside it: memory may have been short.
 
     Args:
         runtime: Whose models these are.
@@ -49,23 +52,25 @@ def prepare_ahead(runtime: Runtime, config: RuntimeConfig, models: Models, deadl
     if not isinstance(runtime, ConvertingRuntime):
         return
     now = time.monotonic()
-    until = now + (deadline - now) / 2
+    until = now + _SHARE * (deadline - now)
     arguments = (runtime.name, str(config.threads), config.precision)
-    workers = [_Worker(launch, [*arguments, *cpu], patience or Patience(), deadline) for cpu in _processors()]
+    patience = patience or Patience(session_s=_LONGEST_S)
+    workers = [_Worker(launch, [*arguments, *cpu], patience, deadline) for cpu in _processors()]
     failed: list[str] = []
     try:
         for key, outcome in _convert(workers, models, models, until):
-            if isinstance(outcome, AgentCrashError):
-                failed.append(key)
+            if outcome is None:
+                yield key, None
             else:
-                yield key, outcome
+                failed.append(key)
         _close(workers)
-        for key, outcome in _convert(workers[:1], models, failed, until):
-            if not isinstance(outcome, AgentCrashError):
-                yield key, outcome
-            elif time.monotonic() < deadline:  # otherwise it was not given its time
-                yield key, (f"{runtime.name} {outcome} when it converted the model, twice: choose another runtime, or leave the "
-                            "block out.")
+        for key, outcome in _convert(workers[:1], models, failed, deadline):
+            if isinstance(outcome, AgentCrashError):
+                if time.monotonic() >= deadline:
+                    continue  # it was not given its time
+                outcome = (f"{runtime.name} {outcome} when it converted the model, twice: choose another runtime, or leave the "
+                           "block out.")
+            yield key, outcome
     except ProtocolError:
         return  # no agent starts here: measuring will say why
     finally:

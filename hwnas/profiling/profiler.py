@@ -41,6 +41,7 @@ from hwnas.profiling.rounds import (
     read_preparing_s,
     without_disturbed,
 )
+from hwnas.profiling.session import SessionSamples
 
 _DEVIATION = 2.0  # of a decision's preference for cheap or dear options, which itself goes from -3 to 3
 JOURNAL_SCHEMA = "hwnas.profile-journal/1"
@@ -139,19 +140,22 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     if restart:
         discard(path, TABLE_SCHEMA, "latency table")
         journal.unlink(missing_ok=True)
+    earlier: Measured = {}
+    refused: dict[str, str] = {}
     exported: list[NetworkRecord] = []
     if path.exists():
         table = load_table(path)
         _require_same(space, table.search_space.hash, f"The table {path}")
         require_same_environment(table.environment, environment, f"the table {path}")
-        if not journal.exists() and not table.missing_workloads():
+        complete = not table.missing_workloads() and (table.effort is None or table.effort.complete)
+        if complete and not journal.exists():
             return table
-        exported = [record for record in table.networks if record.role == "exported"]  # the journal knows nothing of them
+        earlier, refused = _sessions_of(table), dict(table.refused)  # the journal may be lost
+        exported = [record for record in table.networks if record.role == "exported"]  # and knows nothing of these
     header = {"schema": JOURNAL_SCHEMA, "space_hash": space.hash, "seed": seed, "batch_size": batch_size,
               "environment": environment}
-    refused: dict[str, str] = {}
     try:
-        measured = open_journal(journal, header, refused=refused)
+        measured = open_journal(journal, header, earlier, refused)
     except OSError as error:
         raise InputError(f"The table must be writable, but {path} is not ({error.strerror}): choose another --output.") from None
     blocks = plan_blocks(space, batch_size)
@@ -162,8 +166,8 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     # One session of every block first: it shows which ones the device refuses, before networks are drawn that have them.
     _measure(blocks, measured, refused, journal, device, probe, seed, deadline,
              None if progress is None else lambda done, total, key: progress(done, in_all, key), preparing)
-    if len(refused) == len(blocks):
-        raise InputError(f"{device.name} refuses every block of {space.name!r}: {next(iter(refused.values()))}")
+    if blocks and all(block.key in refused for block in blocks):
+        raise InputError(f"{device.name} refuses every block of {space.name!r}: {refused[blocks[0].key]}")
     workloads = [*blocks, *plan_networks(space, plan, batch_size, seed, refused)]
     if time.monotonic() <= deadline:
         _measure(workloads, measured, refused, journal, device, plan, seed, deadline, progress, preparing)
@@ -181,6 +185,21 @@ def _measure(workloads: Sequence["Workload"], measured: Measured, refused: dict[
     measure_rounds({workload.key: workload.model for workload in workloads}, measured, journal, device, plan,
                    sessions={workload.key: plan.sessions(workload.role) for workload in workloads}, seed=seed, progress=progress,
                    preparing=preparing, refused=refused)
+
+
+def _sessions_of(table: LatencyTable) -> Measured:
+    """What a journal would hold of a table's sessions, each with an even part of what all took."""
+    samples = {key: entry.sessions for key, entry in table.entries.items()}
+    samples |= {_network_key(table.search_space.architecture(record.choices)): record.sessions for record in table.networks
+                if record.role != "exported"}
+    effort, count = table.effort, sum(map(len, samples.values()))
+    timing_s, total_s = (60 * effort.timing_minutes / count, 60 * effort.minutes / count) if effort and count else (0.0, 0.0)
+    return {key: [SessionSamples(ratios, table.anchor_ms, timing_s, total_s) for ratios in sessions]
+            for key, sessions in samples.items()}
+
+
+def _network_key(architecture: Architecture) -> str:
+    return f"network {architecture}"
 
 
 def default_table_path(environment: Mapping[str, Any], space: Space) -> Path:
@@ -214,7 +233,7 @@ def plan_networks(space: Space, plan: ProfilePlan, batch_size: int, seed: int, r
         teeth = index * plan.fit_networks // count
         last = (index - 1) * plan.fit_networks // count
         role: Literal["fit", "held_out"] = "fit" if teeth != last else "held_out"
-        workloads.append(Workload(f"network {architecture}", role, _NetworkModel(space, architecture, batch_size),
+        workloads.append(Workload(_network_key(architecture), role, _NetworkModel(space, architecture, batch_size),
                                   dict(architecture.choices)))
     return workloads
 
@@ -311,7 +330,7 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
         measured: Sessions by key.
         refused: Why the device does not run a model, by key.
         exported: Measured networks that the journal knows nothing of.
-        preparing_s: Seconds in which models were prepared ahead.
+        preparing_s: Seconds that no session counts: for preparing models ahead, and for models that were refused.
 
     Raises:
         InputError: There is no session at all.
@@ -347,5 +366,5 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
 
 def _require_same(space: Space, space_hash: str, what: str) -> None:
     if space.hash != space_hash:
-        raise InputError(f"{what} must be of the space {space.name!r} ({space.hash[:12]}), but is of another "
-                         f"({space_hash[:12]}): choose another --output or profile with --restart.")
+        raise InputError(f"{what} must be of the space {space.name!r} ({space.hash[:12]!r}), but is of another "
+                         f"({space_hash[:12]!r}): choose another --output or profile with --restart.")

@@ -6,12 +6,13 @@ the session under way, and the same call goes on from there.
 """
 
 import json
+import math
 import os
 import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -93,7 +94,8 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
                    refused: dict[str, str] | None = None) -> None:
     """Measures until everything has its sessions or the time is over, a few sessions in each process.
 
-    What was never measured is prepared ahead first, see `hwnas.profiling.preparing`.
+    What was never measured is prepared ahead first, see `hwnas.profiling.preparing`; what there was no time for then, before its
+    first session, with some of those that follow.
 
     Args:
         models: What makes the ONNX bytes, by key.
@@ -116,7 +118,7 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
     bounds = dict.fromkeys(models, (plan.min_sessions, plan.max_sessions)) | dict(sessions or {})
     with open(journal, "a", encoding="utf-8") as file:
         new = {key: model for key, model in models.items() if key not in refusals and not measured.get(key)}
-        _prepare(new, device, file, deadline, preparing, refused)
+        ready = set(models) - set(new) | _prepare(new, device, file, deadline, preparing, refused)
         for round_index in range(max((most for _, most in bounds.values()), default=0) + _MAX_DISTURBED):
             usual_ms = _usual_anchor_ms(measured)
             due = [key for key in models if key not in refusals
@@ -125,18 +127,23 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
             later = sum(max(0, bounds[key][0] - round_index - 1) for key in models if key not in refusals)
             done_before = sum(len(measured.get(key, ())) for key in models)
             for index, key in enumerate(due):
-                if time.monotonic() > deadline:
+                if key not in ready:  # there was no time for it
+                    coming = {one: models[one] for one in due[index:index + _SESSIONS_PER_PROCESS] if one not in ready}
+                    ready |= {key} | _prepare(coming, device, file, deadline, preparing, refused)
+                if time.monotonic() >= deadline:
                     return
-                start = time.monotonic()
                 if index % _SESSIONS_PER_PROCESS == 0:
                     device.renew()
+                if key in refusals:
+                    continue
+                start = time.monotonic()
                 try:
                     session = device.measure(models[key](), plan.timing)
                 except InputError as error:
                     if refused is None:
                         raise
                     refused[key] = str(error)
-                    _append(file, {"key": key, "refused": str(error)})
+                    _append(file, {"key": key, "refused": str(error), "preparing_s": round(time.monotonic() - start, 3)})
                     continue
                 session = replace(session, total_s=round(time.monotonic() - start, 3))
                 measured.setdefault(key, []).append(session)
@@ -146,7 +153,9 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
 
 
 def _prepare(models: Models, device: Device, file: TextIO, deadline: float, progress: Progress | None,
-             refused: dict[str, str] | None) -> None:
+             refused: dict[str, str] | None) -> set[str]:
+    """Prepares models ahead; returns those that are ready, or refused."""
+    known: set[str] = set()
     last = time.monotonic()
     with closing(prepare_ahead(device.runtime, device.config, models, deadline)) as prepared:
         for done, (key, reason) in enumerate(prepared, 1):
@@ -158,13 +167,19 @@ def _prepare(models: Models, device: Device, file: TextIO, deadline: float, prog
                     raise InputError(reason)
                 refused[key] = row["refused"] = reason
             _append(file, row)
+            known.add(key)
             if progress is not None:
                 progress(done, len(models), key)
+    return known
 
 
 def read_preparing_s(journal: Path) -> float:
-    """Seconds in which models were prepared ahead, of all calls that wrote a journal which `open_journal` has read."""
-    rows = map(json.loads, journal.read_text(encoding="utf-8").splitlines())
+    """Seconds that no session counts, of all calls: for preparing models ahead, and for models that were refused.
+
+    Args:
+        journal: As `open_journal` has read it.
+    """
+    rows = map(json.loads, journal.read_bytes().split(b"\n")[:-1])
     return sum(float(row.get("preparing_s", 0)) for row in rows)
 
 
@@ -200,12 +215,14 @@ def open_journal(path: Path, header: Mapping[str, Any], measured: Mapping[str, l
                                  remedy="repeat with --restart to measure again")
         for line in lines[1:]:
             row = json.loads(line)
+            if "preparing_s" in row and not 0 <= float(row["preparing_s"]) < math.inf:
+                raise ValueError("seconds are negative, or not a number")
             if "refused" in row:
                 if refused is not None:
                     refused[str(row["key"])] = str(row["refused"])
             elif "preparing_s" not in row:
                 found.setdefault(row["key"], []).append(read_session(row))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"The journal {path} must be as hwnas wrote it, but a line cannot be read ({error}): repeat with "
                          "--restart to measure again.") from None
     if length < len(content):
@@ -249,6 +266,8 @@ def _append(file: TextIO, row: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     except OSError as error:
+        with suppress(OSError):  # or the line that is left in it would raise this once more, in place of what is said here
+            file.close()
         raise InputError(f"The journal {file.name} must be writable, but is not ({error.strerror}): make room, then repeat the "
                          "command; what was measured before is kept.") from None
 

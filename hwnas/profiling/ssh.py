@@ -94,12 +94,16 @@ def open_ssh_device(address: str, config: RuntimeConfig, cpus: Sequence[int] = (
     return Device(runtime, config, launch, parts[1], cpus, patience)
 
 
-def agent_archive() -> bytes:
-    """A zip archive of what an agent needs of hwnas, which Python imports from as it is; the same bytes each time."""
+def agent_archive(shipped: Sequence[str] = SHIPPED) -> bytes:
+    """A zip archive of what an agent needs of hwnas, which Python imports from as it is; the same bytes each time.
+
+    Args:
+        shipped: Which files, relative to the package.
+    """
     package = Path(hwnas.__file__).parent
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted({path for pattern in SHIPPED for path in package.glob(pattern)}):
+        for path in sorted({path for pattern in shipped for path in package.glob(pattern)}):
             archive.writestr(zipfile.ZipInfo(path.relative_to(package.parent).as_posix()), path.read_bytes(),
                              zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

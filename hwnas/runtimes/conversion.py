@@ -166,15 +166,18 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def _drop_oldest(cache: Path) -> None:
-    """Keeps the entries that were used last, as many as fit; the newest stays, whatever its size."""
+    """Keeps the entries that were used last, as many as fit; the newest stays, whatever its size.
+
+    Scratch folders of converters at work are no entries.
+    """
     entries = []
     for entry in cache.iterdir():
         with suppress(FileNotFoundError):  # another process dropped it
             used_ns = entry.stat().st_mtime_ns
-            if entry.name.startswith(".") and time.time_ns() - used_ns > _ABANDONED_S * 1e9:
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
+            if not entry.name.startswith("."):
                 entries.append((used_ns, sum(file.stat().st_size for file in entry.glob("*")), entry))
+            elif time.time_ns() - used_ns > _ABANDONED_S * 1e9:
+                shutil.rmtree(entry, ignore_errors=True)
     kept = sum(size for _, size, _ in entries)
     max_bytes = min(MAX_CACHE_BYTES, MAX_DISK_SHARE * (kept + shutil.disk_usage(cache).free))
     total = 0

@@ -148,6 +148,14 @@ def test_prediction_intervals_are_those_of_held_out_networks():
     assert table.promise_budget(prediction.upper_ms) == pytest.approx(prediction.latency_ms)
 
 
+def test_a_network_that_joined_the_fit_does_not_judge():
+    space = make_space()
+    table = make_table(space, seam_ratios(space), noise=0.01)
+    judge = next(record for record in table.networks if record.role == "held_out")
+    refined = table.with_networks([judge.model_copy(update={"role": "exported"})])
+    assert SeamTable(refined).held_out.networks == SeamTable(table).held_out.networks - 1
+
+
 def test_a_budget_is_constrained_as_by_a_table_without_seams():
     """What fails is above the next limit, and what could be had for the budget is within it."""
     space = make_space()

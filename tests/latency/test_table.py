@@ -119,6 +119,24 @@ def test_conformal_interval_covers_new_draws():
     assert 0.94 <= np.mean(covered) <= 0.98  # between coverage and coverage + 1 / (n + 1), and the sampling error
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 10, 18])
+def test_the_interval_of_few_networks_covers_normal_errors(count):
+    generator = np.random.default_rng(count)
+    errors = np.abs(generator.normal(size=(4000, count + 1)))
+    assert np.mean([error[0] <= conformal_interval(error[1:]) for error in errors]) >= 0.94
+
+
+def test_a_network_that_joined_the_fit_does_not_judge():
+    table = _table(noise=0.02)
+    chosen = [record.choices for record in table.networks if record.role == "held_out"][:3]
+    refined = table.with_networks([NetworkRecord(choices=dict(reversed(choices.items())), sessions=((9.0,),), role="exported")
+                                   for choices in chosen])
+    alone = replace(refined, networks=tuple(record for record in refined.networks
+                                            if record.role != "held_out" or record.choices not in chosen))
+    assert refined.held_out == alone.held_out and 0 < refined.held_out.networks <= table.held_out.networks - 3
+    assert refined.calibration == alone.calibration != table.calibration
+
+
 def test_interval_is_wide_when_nothing_judged_the_table():
     table = _table(held_out=0)
     one = table.predict(Trellis(table.search_space).sample(1)[0])

@@ -28,6 +28,7 @@ from hwnas.profiling.device import Anchor, Device, Patience, launch_here, open_d
 from hwnas.profiling.environment import read_processor
 from hwnas.profiling.profiler import ProfilePlan, plan_blocks, profile_space
 from hwnas.profiling.protocol import GREETING, READY
+from hwnas.profiling.rounds import RoundsPlan, measure_rounds, open_journal, read_preparing_s
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_converter, load_runtime
 from tests.profiling.processes import agents, eventually, kill, processes
@@ -37,7 +38,7 @@ RUNTIME = "onnxruntime-cpu"
 ROOT = Path(__file__).parents[2]
 CONFIG = RuntimeConfig()
 TIMING = TimingPlan(sample_ms=0.05, min_pairs=3, max_pairs=3, max_seconds=0.05, warmup_pairs=1, max_warmup_seconds=0.001)
-LONG = TimingPlan(sample_ms=1, min_pairs=10**6, max_pairs=10**6, max_seconds=0.6, warmup_pairs=1, max_warmup_seconds=0.001)
+LONG = TimingPlan(sample_ms=1, min_pairs=10**6, max_pairs=10**6, max_seconds=2.0, warmup_pairs=1, max_warmup_seconds=0.001)
 MODEL = conv_net().SerializeToString()
 BAD = conv_net(width=13).SerializeToString()  # to misbehaving runtimes
 
@@ -221,6 +222,15 @@ def test_the_profiler_leaves_out_a_block_that_crashes_the_runtime(misbehaving, t
     assert set(table.refused) == {block.key} and "crashed (SIGSEGV)" in table.refused[block.key]
     assert set(table.entries) == {one.key for one in plan_blocks(space, 1)} - {block.key}
     assert [record.choices for record in table.networks] == [{"first": "plain"}] and seen.read_text() == "xx"
+
+
+def test_the_time_that_a_refused_model_takes_is_counted(misbehaving, tmp_path):
+    make, _ = misbehaving
+    journal, refused = tmp_path / "journal", {}
+    with make("time.sleep(0.5); " + SEGFAULT) as device:
+        measured = open_journal(journal, {"environment": device.environment(1)})
+        measure_rounds({"bad": lambda: BAD}, measured, journal, device, RoundsPlan(timing=TIMING), refused=refused)
+    assert set(refused) == {"bad"} and not measured and read_preparing_s(journal) >= 1  # it was tried twice
 
 
 def test_an_agent_that_is_killed_in_the_middle_is_replaced(device, mark):

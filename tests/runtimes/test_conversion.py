@@ -125,7 +125,8 @@ def test_a_cache_takes_no_more_than_its_share_of_a_disk(cache, monkeypatch):
     assert kept(cache) == {models[1], models[2]}
 
 
-def test_what_a_killed_converter_left_is_removed_after_an_hour(cache):
+def test_what_a_killed_converter_left_is_removed_after_an_hour_and_no_earlier(cache, monkeypatch):
+    monkeypatch.setattr(conversion, "MAX_CACHE_BYTES", 1)
     cache.mkdir(parents=True)
     for name, age_s in ((".old", 3700), (".new", 60)):
         (cache / name / "work").mkdir(parents=True)
