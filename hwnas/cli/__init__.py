@@ -66,7 +66,7 @@ VERBS: dict[str, Callable[..., None]] = {
 RESUMABLE = {"networks", "profile", "train", "search", "retrain", "quantize", "compile"}
 
 # Optional packages and the extra that brings them; a verb that needs one imports it only then.
-EXTRAS = {"torch": "train", "safetensors": "train", "PIL": "train", "matplotlib": "train", "sklearn": "train",
+EXTRAS = {"torch": "train", "safetensors": "train", "PIL": "train", "matplotlib": "report", "sklearn": "train",
           "tensorboard": "train", "onnxruntime": "onnxruntime", "openvino": "openvino", "plotly": "report"}
 
 
@@ -87,10 +87,20 @@ for _verb, _command in VERBS.items():
     _groups[_group].command(_name, help=_help, short_help=_help)(_command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"hwnas {version('hwnas')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     load: Annotated[list[Path] | None, typer.Option(help="Python file with blocks of your own, run first; repeatable.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version,
+                                          is_eager=True)] = False,
 ) -> None:  # --debug is read by `run`, which sees errors of parsing too
     if load:
         from hwnas.spaces.load import run_file
@@ -134,7 +144,10 @@ def _run_verb(arguments: list[str]) -> int:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None
         if stop.code == 130:
-            continues = ": what was done is kept, and the same command continues" if RESUMABLE & {*arguments} else ""
+            verb = next((one for one in arguments if one in VERBS), "")
+            continues = ": what was done is kept" if verb in RESUMABLE else ""
+            if continues and not {"--overwrite", "--restart"} & {*arguments}:  # which would discard it
+                continues += ", and the same command continues"
             _tell(f"Interrupted{continues}.")
         return stop.code if isinstance(stop.code, int) else 0
 
@@ -149,6 +162,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         if error.filename is not None:
             return f"{error.filename} cannot be read or written ({error.strerror}): check the path and its permissions.", 2
         return f"The operating system refused ({error.strerror}): free what is short and repeat the command.", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the second is PyTorch's
+        return "Memory is short: take a smaller --batch-size, more --accumulation, or fewer or smaller images.", 1
     return f"Unexpected {type(error).__name__}: {error}. This is a defect of hwnas; --debug shows where.", 1
 
 

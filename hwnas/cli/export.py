@@ -43,7 +43,8 @@ def export_command(
     quantile: Annotated[float, typer.Option(help="Of latency over fresh sessions, for which the budget holds.")] = 0.5,
     confidence: Annotated[float, typer.Option(help="Of the test that certifies the budget.")] = 0.95,
     sessions: Annotated[int, typer.Option(help="Fresh sessions of a measurement without a budget.", min=1)] = 5,
-    calibration_images: Annotated[int, typer.Option(help="Images that recalibrate batch norm, at most.", min=1)] = 1024,
+    calibration_images: Annotated[int, typer.Option(
+        help="Images that recalibrate batch norm, at most; int8 takes 512 of its own.", min=2)] = 1024,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artefact that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

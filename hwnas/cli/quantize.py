@@ -35,7 +35,7 @@ def quantize_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     check_budgets(max_latency_ms)
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from hwnas.export.certify import CertificationPlan
     from hwnas.ir.architecture import load_architecture
@@ -44,9 +44,10 @@ def quantize_command(
     plan = CertificationPlan(quantile, confidence)
     chosen = load_architecture(architecture) if architecture else None
     target = load_target(device, threads, precision, batch_size, processors(cpus))
-    from hwnas.pipeline.quantize import QuantizeSettings, quantize_network, trained_network
+    from hwnas.pipeline.quantize import MOST_ROUNDS, QuantizeSettings, quantize_network, trained_network
 
-    settings = QuantizeSettings(max_latency_ms, calibration_images, validation_images, max_minutes, sessions, plan)
+    settings = QuantizeSettings(max_latency_ms, calibration_images, validation_images, max_minutes, sessions,
+                                replace(plan, rounds=MOST_ROUNDS))
     say("Loading network and data.")
     found = trained_network(weights, chosen, data=data, name=output.name)
     summary = quantize_network(found, target, output, settings, progress_bar, overwrite=overwrite, say=say)

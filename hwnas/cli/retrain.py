@@ -18,7 +18,7 @@ def retrain_command(
     space: Annotated[str | None, typer.Option(help="The architecture's space, where no supernet says it.")] = None,
     data: Annotated[str | None, typer.Option(help="Dataset, as for train; the supernet's when left out.")] = None,
     teacher_weight: Annotated[float, typer.Option(help="Share of the teacher in the loss.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="That soften the teacher's outputs.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Softens the teacher's outputs, where above 1.")] = 1.0,
     epochs: loop.Epochs = 30,
     batch_size: loop.BatchSize = 128,
     accumulation: loop.Accumulation = 1,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hwnas.cli.console import ms, percent, print_facts, print_json, progress_bar, quantity, say
+from hwnas.cli.loop_options import TorchDevice
 from hwnas.cli.options import check_budgets
 from hwnas.cli.refused import warn_of_refused
 from hwnas.errors import InputError
@@ -26,10 +27,11 @@ def search_command(
     parents: Annotated[int, typer.Option(help="Best candidates that have children.")] = 10,
     mutation_probability: Annotated[float, typer.Option(help="Of each decision.")] = 0.1,
     validation_images: Annotated[int | None, typer.Option(help="Images that score a candidate; all when left out.")] = None,
-    calibration_images: Annotated[int, typer.Option(help="Images that recalibrate batch norm, at most.")] = 1024,
+    calibration_images: Annotated[int, typer.Option(help="Images that recalibrate batch norm, at most.", min=2)] = 1024,
     batch_norm: Annotated[str | None, typer.Option(help="Statistics that score a candidate: recalibrated, or batches (of "
                                                    "validation images); left out, batches after one-shot.")] = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    torch_device: TorchDevice = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard an earlier search in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -62,7 +64,7 @@ def search_command(
         counts: dict[str, CostModel] = {"--max-macs": MacsCost(), "--max-parameters": ParametersCost(),
                                         "--max-bitops": BitOpsCost(count_full_precision=True)}
         constraint = count_constraint(space, counts[given[0]], float(limits[given[0]] or 0))
-    settings = SearchSettings(method, evolution, validation_images, calibration_images, batch_norm)
+    settings = SearchSettings(method, evolution, validation_images, calibration_images, batch_norm, torch_device)
     unit, amount = constraint.costs.unit, ms if table else quantity
     with progress_bar("search") as bar:
         result = search_supernet(supernet, space, constraint, output, settings, overwrite=overwrite,

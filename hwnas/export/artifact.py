@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -255,8 +255,10 @@ def _replace(target: Path, finished: Path) -> None:
             os.rename(target, retired)
         os.rename(finished, target)
     except OSError as error:
-        if retired.exists():
+        with suppress(OSError):  # where another run has put its own meanwhile, that stays
             os.rename(retired, target)
+        if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise InputError(f"Another run wrote to {target} meanwhile: export again into another folder.") from None
         raise InputError(f"The artefact cannot be moved to {target} ({error.strerror}): choose a folder inside it.") from None

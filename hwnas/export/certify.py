@@ -6,7 +6,7 @@ with probability P(Binomial(n, 1 - p) <= k) at most, and that must not exceed 1 
 MLPerf's LoadGen stops early by this rule (mlcommons/inference, loadgen/early_stopping.cc: `odds`, with the tolerance d = 0, and
 `MinPassingQueriesFinder`). Where the claim itself would let so many be above with probability 1 - c at most, it is rejected.
 
-Two departures from LoadGen:
+Three departures from LoadGen:
 
 - **An observation is a session, not an inference**: a fresh process that loads the model anew, and its median ratio to the
   anchor times the anchor's latency. Inferences of one process share its memory layout and its runtime's choices, so their errors
@@ -19,6 +19,8 @@ Two departures from LoadGen:
   (Lan and DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 1983): at the first that can decide, what a
   network exactly on its budget takes to pass it without a failure; then evenly up to the last. What every limit lets through is
   counted exactly, over all sequences of sessions.
+- **So is trying again**: where a network fails and the search goes on to the next, up to a number of rounds, each test gets an
+  even share of 1 - c. Else three networks exactly on their budget would have three chances to pass.
 
 Engines whose build is not deterministic (TensorRT chooses kernels by timing them) vary from build to build, too. Of an artefact
 in ONNX, every session builds its engine anew: builds are part of the scatter between sessions, and the claim covers whoever
@@ -53,7 +55,7 @@ class Certification:
     Attributes:
         verdict: `kept` and `broken` are each shown at the confidence; `undecided` means that neither is.
         quantile: Of latency over sessions, which the budget is for.
-        confidence: One minus the probability of a wrong `kept`, and of a wrong `broken`.
+        confidence: One minus the probability of a wrong `kept`, and of a wrong `broken`, in all rounds of the plan together.
         observations: Sessions that were looked at.
         above: How many of them were above the budget.
         certifiable_ms: The least budget that these observations would have shown kept; the largest of them while there are too
@@ -83,6 +85,8 @@ class CertificationPlan:
         quantile: Of latency over sessions: 0.5 for "half of all sessions are within the budget".
         confidence: One minus the probability of accepting a network that breaks its budget.
         max_observations: Where the test gives up; None for five times the fewest.
+        rounds: How many networks may be tested until one is shown: each test gets an even share of 1 - confidence, so that this
+            is what all of them let through together (Bonferroni).
 
     Raises:
         InputError: A value is out of range, or `max_observations` can never show anything.
@@ -91,20 +95,23 @@ class CertificationPlan:
     quantile: float = 0.5
     confidence: float = 0.95
     max_observations: int | None = None
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if not LEAST_QUANTILE <= self.quantile <= LARGEST_QUANTILE:
             raise InputError(f"The quantile must be {LEAST_QUANTILE} to {LARGEST_QUANTILE}, but is {self.quantile}.")
         if not LEAST_CONFIDENCE <= self.confidence <= LARGEST_CONFIDENCE:
             raise InputError(f"The confidence must be {LEAST_CONFIDENCE} to {LARGEST_CONFIDENCE}, but is {self.confidence}.")
+        if self.rounds < 1:
+            raise InputError(f"A network must have at least 1 round to be shown in, but rounds is {self.rounds}.")
         if self.most < self.needed:
-            raise InputError(f"{self.claim} takes at least {self.needed} sessions to show, but at most {self.most} are allowed: "
-                             "raise the most, or lower quantile or confidence.")
+            raise InputError(f"{self.claim} takes at least {self.needed} sessions to show in {self.rounds} round(s), but at most "
+                             f"{self.most} are allowed: raise the most, or lower quantile, confidence or rounds.")
 
     @property
     def needed(self) -> int:
         """The fewest observations that can show the claim: all within the budget."""
-        return needed_observations(self.quantile, self.confidence)
+        return needed_observations(self.quantile, self._of_a_round)
 
     @property
     def most(self) -> int:
@@ -115,6 +122,11 @@ class CertificationPlan:
     def claim(self) -> str:
         """In words: `p50 of latency within the budget at 95 % confidence`."""
         return f"p{100 * self.quantile:g} of latency within the budget at {100 * self.confidence:g} % confidence"
+
+    @property
+    def _of_a_round(self) -> float:
+        """The confidence of one test."""
+        return self.confidence + (1 - self.confidence) * (1 - 1 / self.rounds)
 
     def __str__(self) -> str:
         return f"{self.claim}: {self.needed} fresh sessions if none is above, {self.most} at most"
@@ -131,8 +143,8 @@ class CertificationPlan:
         """
         if not latencies_ms:
             raise InputError("A certification needs at least one session, but got none.")
-        acceptable = acceptable_above(self.quantile, self.confidence, self.most)
-        rejected = acceptable_above(1 - self.quantile, self.confidence, self.most)  # the same test of the opposite claim
+        acceptable = acceptable_above(self.quantile, self._of_a_round, self.most)
+        rejected = acceptable_above(1 - self.quantile, self._of_a_round, self.most)  # the same test of the opposite claim
         above, verdict = 0, "undecided"
         for count, latency_ms in enumerate(latencies_ms[:self.most], 1):
             above += latency_ms > budget_ms

@@ -68,7 +68,7 @@ class MeasurementRecord(_Record):
         environment: Device, runtime, versions, threads, precision and flags.
         verdict: What the statistical test said about the budget: `kept`, `broken`, `undecided`, or `no budget`.
         quantile: Of latency over sessions that the budget is for; this and what follows is None where there was no budget.
-        confidence: Of the test.
+        confidence: Of the test, in all rounds that it was planned for together.
         observations: Sessions that it looked at.
         above: How many of them were above the budget.
         certifiable_ms: The least budget that these sessions would have shown kept.

@@ -4,7 +4,7 @@ Every stage leaves its files in the output folder and finds what an earlier run 
 continues, and another budget reuses table, supernet and scores:
 
     OUTPUT/table.json                    the latency table
-    OUTPUT/supernet/                     the trained supernet
+    OUTPUT/supernet/                     the trained supernet; of darts, fbnet and proxyless OUTPUT/<budget>ms/supernet-<table>/
     OUTPUT/<budget>ms/search-<limit>ms-<table>/  a search; each round has a limit on predictions, and a table, of its own
     OUTPUT/<budget>ms/artifact/          the artefact
     OUTPUT/<budget>ms/rounds.json        how every round ended, written after each
@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from hwnas.data import Dataset, load_dataset
 from hwnas.errors import InfeasibleError, InputError
+from hwnas.export.certify import CertificationPlan
 from hwnas.export.manifest import Manifest
-from hwnas.files import write_json
+from hwnas.files import locked, write_json
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
@@ -31,7 +33,7 @@ from hwnas.lower.onnx import to_onnx
 from hwnas.pipeline.config import CompileConfig
 from hwnas.pipeline.constraint import Constraint, latency_constraint
 from hwnas.pipeline.export import export_from_supernet, test_accuracy
-from hwnas.pipeline.measure import Target, measure_artifact, target_of_table
+from hwnas.pipeline.measure import Target, load_target, measure_artifact, target_of_table
 from hwnas.pipeline.search import SearchSettings, search_supernet
 from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
@@ -147,29 +149,40 @@ def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike
 
     Raises:
         InfeasibleError: No network meets the budget, or none was found of which that can be shown.
-        InputError: Space, data, table and device do not fit together, or the folder holds the results of another configuration.
+        InputError: Space, data, table and device do not fit together, the folder holds the results of another configuration, or
+            another process is at work in it.
+        UnavailableError: The device cannot be reached, or its runtime is not usable there.
         VerificationError: The exported model does not compute what PyTorch computes.
     """
     root = Path(output)
     train = TrainConfig(**config.train.model_dump(), seed=config.seed)
-    needs_budget = find_method(train.method).needs_budget
+    find_method(train.method)  # refuses an unknown one before anything is loaded
+    plan = config.export.certification()
     _refuse_known_impossible(config, space, root)
     with stage("data") as bar:
         bar(0, 1, config.data)
         dataset = load_dataset(config.data, seed=config.seed)
         bar(1, 1, f"{len(dataset.train)} training images, {dataset.num_classes} classes")
     check_dataset(dataset, space.input_shape, space.classes)  # before minutes of measuring
-    table = _table(config, space, root, stage)
-    target = target_of_table(table, config.device)
-    budget_ms = _budget_ms(config, table)
-    latency_constraint(table, budget_ms)  # an impossible budget ends here, before anything is trained
-    supernet_dir = root / "supernet"
-    with stage("train") as bar:
-        train_supernet(space, dataset, supernet_dir, train, budget=Budget(table, budget_ms) if needs_budget else None,
-                       data_source={"spec": config.data, "seed": config.seed}, overwrite=overwrite,
-                       progress=lambda done, total, loss, speed: bar(done, total, f"loss {loss:.3f}, {speed:.0f} images/s"))
-    run = _Run(config, root, root / f"{budget_ms:.6g}ms", dataset, supernet_dir, target, budget_ms, stage, overwrite, say)
-    return run.execute(table)
+    given, profile = _given_table(config, space), config.profile
+    target = load_target(config.device, profile.threads, profile.precision, profile.batch_size) if given is None else (
+        target_of_table(given, config.device))
+    with locked(root / "compile", "compilation"):  # which makes the folder: what cannot work has been refused by now
+        table = _profiled(config, space, root, stage) if given is None else _as_taught(given, root)
+        target = replace(target, anchor_ms=table.anchor_ms)
+        budget_ms = _budget_ms(config, table)
+        latency_constraint(table, budget_ms)  # an impossible budget ends here, before anything is trained
+        folder, supernet_dir, budget = root / f"{budget_ms:.6g}ms", root / "supernet", None
+        if find_method(train.method).needs_budget:  # the supernet is one for the budget, and for the table as it was profiled
+            profiled = _as_profiled(table)
+            supernet_dir = folder / f"supernet-{profiled.to_dict()['content_sha256'][:8]}"
+            budget = Budget(profiled, budget_ms)
+        with stage("train") as bar:
+            train_supernet(space, dataset, supernet_dir, train, budget=budget,
+                           data_source={"spec": config.data, "seed": config.seed}, overwrite=overwrite,
+                           progress=lambda done, total, loss, speed: bar(done, total, f"loss {loss:.3f}, {speed:.0f} images/s"))
+        run = _Run(config, plan, root, folder, dataset, supernet_dir, target, budget_ms, stage, overwrite, say)
+        return run.execute(table)
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,7 @@ class _Run:
     """Search, export and measurement for one budget."""
 
     config: CompileConfig
+    plan: CertificationPlan
     root: Path
     folder: Path
     dataset: Dataset
@@ -188,9 +202,9 @@ class _Run:
     say: Callable[[str], None]
 
     def execute(self, table: LatencyTable) -> CompileSummary:
-        plan = self.config.export.certification()
+        plan = self.plan
         self.say(f"To be shown for {self.budget_ms:g} ms: {plan}.")
-        failed: dict[Architecture, float] = {}
+        failed = known_failures(table, plan, self.budget_ms)
         history: list[RoundReport] = []
         while len(history) < self.config.export.rounds:
             constraint = next_constraint(table, self.budget_ms, failed)
@@ -216,10 +230,9 @@ class _Run:
             table = table.with_networks([record])
             table.save(self.root / "table.json")
             failed[best] = report.certifiable_ms
-        nearest = min(history, key=lambda one: one.certifiable_ms)
         raise InfeasibleError(f"No network was found of which {plan.claim} can be shown for {self.budget_ms:g} ms, in "
-                              f"{len(history)} round(s); the nearest measures {nearest.measured_ms:.4g} ms and could be promised "
-                              f"for {nearest.certifiable_ms:.4g} ms: raise the budget or export.rounds.")
+                              f"{len(history)} round(s); the nearest of all that failed, now or before, could be promised for "
+                              f"{min(failed.values()):.4g} ms: raise the budget or export.rounds.")
 
     @property
     def _artifact(self) -> Path:
@@ -227,13 +240,14 @@ class _Run:
 
     def _certified(self, table: LatencyTable, best: Architecture) -> tuple[Manifest, NetworkRecord]:
         """Exports what a search found and has its budget tested: the manifest, and what the calibration may learn from it."""
+        (self.folder / "summary.json").unlink(missing_ok=True)  # it is of the artefact that is replaced
         artifact = export_from_supernet(
             self.supernet_dir, best, self._artifact, dataset=self.dataset, budget_ms=self.budget_ms,
             prediction=table.predict(best), calibration_images=self.config.search.calibration_images,
             batch_size=self.target.batch_size, overwrite=True)
         with self.stage("certify") as bar:
             manifest, measurement = measure_artifact(
-                artifact.directory, self.target, plan=self.config.export.certification(),
+                artifact.directory, self.target, plan=self.plan,
                 progress=lambda done, total: bar(done, total, "the artefact"))
         sessions = tuple(session.ratios for session in measurement.sessions)
         return manifest, NetworkRecord(choices=dict(best.choices), sessions=sessions, role="exported")
@@ -248,7 +262,7 @@ class _Run:
             result = search_supernet(
                 self.supernet_dir, table.search_space, constraint, self.folder / name,
                 SearchSettings(settings.method, evolution, settings.validation_images, settings.calibration_images,
-                               settings.batch_norm),
+                               settings.batch_norm, self.config.train.device),
                 dataset=self.dataset, earlier=sorted(self.root.glob("*ms/search-*/history.jsonl")), overwrite=self.overwrite,
                 progress=lambda done, total, best: bar(done, total, f"best {100 * best.score:.1f} % at {best.cost:.3g} ms"))
         return result.best.architecture
@@ -303,6 +317,24 @@ def next_constraint(table: LatencyTable | SeamTable, budget_ms: float, failed: M
     return replace(constraint, search_limit=limit)
 
 
+def known_failures(table: LatencyTable | SeamTable, plan: CertificationPlan, budget_ms: float) -> dict[Architecture, float]:
+    """The networks that failed a budget before, as `next_constraint` takes them: tested until one passes, any would at last.
+
+    A table has the sessions of all that failed, whatever the budget was, so each is judged anew. What it predicts above this
+    budget by now is out of reach already.
+    """
+    measured = table.table if isinstance(table, SeamTable) else table
+    failed: dict[Architecture, float] = {}
+    for record in measured.usable_networks:
+        if record.role == "exported":
+            found = plan.judge([median(ratios) * measured.anchor_ms for ratios in record.sessions], budget_ms)
+            architecture = table.search_space.architecture(record.choices)
+            if (found.verdict == "broken" or (found.verdict == "undecided" and found.observations == plan.most)) and (
+                    table.predict(architecture).latency_ms <= budget_ms):
+                failed[architecture] = max(found.certifiable_ms, failed.get(architecture, 0.0))
+    return failed
+
+
 def _round_report(number: int, constraint: Constraint, manifest: Manifest) -> RoundReport:
     found = manifest.measurement
     if (found is None or found.certifiable_ms is None or found.observations is None or found.above is None
@@ -312,17 +344,33 @@ def _round_report(number: int, constraint: Constraint, manifest: Manifest) -> Ro
                        found.verdict, found.observations, found.above, found.latency_ms / constraint.limit)
 
 
-def _table(config: CompileConfig, space: Space, root: Path, stage: Stage) -> LatencyTable:
-    """The configuration's own table, or a measured one."""
-    if config.profile.table is not None:
-        table = load_table(config.profile.table)
-        if table.search_space.hash != space.hash:
-            raise InputError(f"The table {config.profile.table} must be of the space {space.name!r}, but is of {table.space!r} "
-                             "with another content: profile the space or leave profile.table out.")
-        if table.environment.get("runtime") != config.device.rpartition("/")[2]:
-            raise InputError(f"The table {config.profile.table} must be of the device {config.device!r}, but is of "
-                             f"{table.environment.get('runtime')!r}: change device, or leave profile.table out.")
-        return table
+def _given_table(config: CompileConfig, space: Space) -> LatencyTable | None:
+    """The configuration's own table, if it names one."""
+    if config.profile.table is None:
+        return None
+    table = load_table(config.profile.table)
+    if table.search_space.hash != space.hash:
+        raise InputError(f"The table {config.profile.table} must be of the space {space.name!r}, but is of {table.space!r} "
+                         "with another content: profile the space or leave profile.table out.")
+    if table.environment.get("runtime") != config.device.rpartition("/")[2]:
+        raise InputError(f"The table {config.profile.table} must be of the device {config.device!r}, but is of "
+                         f"{table.environment.get('runtime')!r}: change device, or leave profile.table out.")
+    return table
+
+
+def _as_taught(given: LatencyTable, root: Path) -> LatencyTable:
+    """A given table, with what exports have taught it in this folder."""
+    path = root / "table.json"
+    if path.exists():
+        taught = load_table(path)
+        before = replace(taught, networks=taught.networks[:len(given.networks)])
+        if before.to_dict()["content_sha256"] == given.to_dict()["content_sha256"]:
+            return taught
+    return given
+
+
+def _profiled(config: CompileConfig, space: Space, root: Path, stage: Stage) -> LatencyTable:
+    """A measured table."""
     settings = config.profile
     with stage("profile") as bar:
         plan = ProfilePlan(min_sessions=settings.sessions, max_sessions=max(settings.sessions, ProfilePlan.max_sessions),
@@ -340,16 +388,17 @@ def _refuse_known_impossible(config: CompileConfig, space: Space, root: Path) ->
             latency_constraint(table, config.max_latency_ms)
 
 
-def _budget_ms(config: CompileConfig, table: LatencyTable) -> float:
-    """The budget in ms; a position in the achievable range is rounded up to three digits, to be quoted and typed again.
+def _as_profiled(table: LatencyTable) -> LatencyTable:
+    """The table without what exports have taught it: a rerun finds the same one."""
+    return replace(table, networks=tuple(record for record in table.networks if record.role != "exported"))
 
-    The range is that of the table as it was profiled, so that a rerun finds the same budget after exports refined the table.
-    """
+
+def _budget_ms(config: CompileConfig, table: LatencyTable) -> float:
+    """The budget in ms; a position in the achievable range is rounded up to three digits, to be quoted and typed again."""
     if config.max_latency_ms is not None:
         return config.max_latency_ms
     assert config.latency_position is not None  # the configuration has one of the two
-    profiled = replace(table, networks=tuple(record for record in table.networks if record.role != "exported"))
-    trellis = Trellis(table.search_space, profiled)
+    trellis = Trellis(table.search_space, _as_profiled(table))
     low, high = trellis.min_cost(), trellis.max_cost()
     budget = low + config.latency_position * (high - low)
     unit = 10.0 ** (math.floor(math.log10(budget)) - 2)

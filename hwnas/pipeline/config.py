@@ -1,6 +1,7 @@
 """The configuration of `hwnas compile`: one YAML file for the whole pipeline, checked whole before anything runs."""
 
 import os
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -51,6 +52,7 @@ class TrainSection(_Section):
     learning_rate: float = Field(0.3, gt=0)
     gradient_clip: float = Field(5.0, gt=0)
     threads: int | None = Field(None, ge=1)
+    device: str = "cpu"  # a PyTorch device, which scores networks, too
 
 
 class SearchSection(_Section):
@@ -62,7 +64,7 @@ class SearchSection(_Section):
     parents: int = Field(10, ge=1)
     mutation_probability: float = Field(0.1, gt=0, le=1)
     validation_images: int | None = Field(None, ge=1)
-    calibration_images: int = Field(1024, ge=1)
+    calibration_images: int = Field(1024, ge=2)
     batch_norm: Literal["recalibrated", "batches"] | None = None
 
 
@@ -77,7 +79,7 @@ class ExportSection(_Section):
 
     def certification(self) -> CertificationPlan:
         """The test."""
-        return CertificationPlan(self.quantile, self.confidence, self.max_sessions)
+        return CertificationPlan(self.quantile, self.confidence, self.max_sessions, self.rounds)
 
     @model_validator(mode="after")
     def _can_be_shown(self) -> Self:
@@ -147,7 +149,7 @@ def load_config(path: str | os.PathLike[str], max_latency_ms: float | None = Non
 def _with_paths_beside(source: Path, config: CompileConfig) -> CompileConfig:
     """The configuration with its relative paths, which start from its own folder, starting from the working directory."""
     space, table = config.space, config.profile.table
-    if space.endswith((".yaml", ".yml", ".json")) or ".py:" in space:
+    if re.search(r"\.(ya?ml|json)(\+|$)|\.py:", space):
         space = _beside(source, space)
     kind, colon, place = config.data.partition(":")
     data = f"{kind}:{_beside(source, place)}" if colon and "?" not in kind else config.data

@@ -108,7 +108,8 @@ class Exportable:
 def supernet_path(supernet_dir: str | os.PathLike[str], architecture: Architecture, *, name: str = "",
                   dataset: Dataset | None = None, prediction: Prediction | None = None,
                   calibration_images: int = 1024) -> Exportable:
-    """A path of a trained supernet with the weights that the search scored it with.
+    """A path of a trained supernet with its weights, batch norm recalibrated: but for scores by batch statistics, those that
+    the search scored it with.
 
     The accuracy in the manifest is on the test set, which neither training nor search has seen. The name is put after that of
     the space.

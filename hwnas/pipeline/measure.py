@@ -135,8 +135,9 @@ def target_of_table(table: LatencyTable, device: str | None = None) -> Target:
         raise InputError("A device is timed as a table measured it, but this table was imported and does not say how: profile "
                          "the space with 'hwnas profile'.")
     try:
+        cpus = there["affinity"]  # None where the system has none
         target = load_target(device or str(there["runtime"]), int(there["threads"]), str(there["precision"]),
-                             int(there["batch_size"]), tuple(map(int, str(there["affinity"] or "").split(","))))
+                             int(there["batch_size"]), tuple(map(int, str(cpus).split(","))) if cpus else ())
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"A table's environment must name runtime, threads, precision and batch_size, but {error} is missing or "
                          "malformed: profile again.") from None
@@ -194,6 +195,11 @@ def measure_artifact(directory: str | os.PathLike[str], target: Target, sessions
         sessions: Fresh sessions of an artefact without a budget.
         progress: Called with (done, total) after each session.
         plan: How a budget is certified.
+
+    Raises:
+        InputError: The target is not what the artefact was made for, or the artefact was replaced meanwhile.
+        UnavailableError: The device cannot be reached any more.
+        VerificationError: The artefact is not as it was exported.
     """
     loaded = load_artifact(directory)
     manifest, model = loaded.manifest, artifact_model(loaded, target)
@@ -205,4 +211,8 @@ def measure_artifact(directory: str | os.PathLike[str], target: Target, sessions
         verdict, test = found.verdict, found.to_dict()
     record = {**target.milliseconds(measurement), "sessions": [session.ratios for session in measurement.sessions],
               "environment": target.environment, **test}
+    now = load_manifest(directory)
+    if (now.files, now.budget_ms) != (manifest.files, manifest.budget_ms):
+        raise InputError(f"A measurement joins the artefact that was measured, but {os.fspath(directory)} holds another by now: "
+                         "measure it again.")
     return record_measurement(directory, record, verdict), measurement

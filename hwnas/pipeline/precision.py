@@ -5,6 +5,7 @@ Accuracy comes from the very model that is exported, calibrated on real images a
 simulation of rounding takes its place.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hwnas.data.dataset import Dataset, Split
@@ -24,14 +26,17 @@ from hwnas.ir.block import Block
 from hwnas.ir.blocks import Resolution
 from hwnas.ir.network import Network
 from hwnas.ir.quantized import has_convolutions
+from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.steps import Space
 from hwnas.lower.calibrate import METHODS, calibrate, float_network, observe, scaled
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.weights import Weights
+from hwnas.profiling.environment import read_processor
 from hwnas.runtimes import RuntimeConfig, load_runtime
 from hwnas.runtimes.base import Executable
 from hwnas.spaces.bit_widths import with_precisions
+from hwnas.supernet.evaluate import fit_images
 
 _BATCH = 50
 
@@ -110,7 +115,7 @@ def calibrate_precisions(space: SearchSpace, weights: Weights, dataset: Dataset,
         InputError: As `calibrate`, and where the dataset has other images.
     """
     calibrated = calibrate(space.network(uniform_precision(space, precision)), weights,
-                           dataset.normalise(dataset.train.images[:images]), method)
+                           _fitted(dataset, dataset.train.images[:images], space.input_shape), method)
     return dict(weights) | calibrated
 
 
@@ -122,7 +127,7 @@ def calibrate_by_method(space: SearchSpace, weights: Weights, dataset: Dataset, 
         InputError: As `calibrate_precisions`.
     """
     network = space.network(uniform_precision(space, "int8"))
-    activations = observe(network, weights, dataset.normalise(dataset.train.images[:images]))
+    activations = observe(network, weights, _fitted(dataset, dataset.train.images[:images], space.input_shape))
     return {method: dict(weights) | scaled(network, weights, activations, method) for method in METHODS}
 
 
@@ -180,7 +185,8 @@ class PrecisionEvaluator:
             space: As `precision_space` makes it.
             weights: As `calibrate_precisions` makes them.
             dataset: Whose statistics normalise the images.
-            split: The images that score: validation images while anything is still to be chosen.
+            split: The images that score: validation images while anything is still to be chosen. The network gets them at its own
+                resolution.
             runtime: Name of the runtime.
             config: How it computes.
             batch_size: Images computed at once; what comes out of the integer layers does not depend on it.
@@ -190,9 +196,9 @@ class PrecisionEvaluator:
             InputError: The images or the weights do not fit the space.
             UnavailableError: The runtime is not usable here.
         """
-        if split.images.shape[1:] != tuple(space.input_shape):
-            raise InputError(f"The images must have the network's input shape {space.input_shape}, but have "
-                             f"{split.images.shape[1:]}: load them with that size.")
+        if split.images.shape[1] != space.input_shape.channels:
+            raise InputError(f"The images must have the network's number of channels, {space.input_shape.channels}, but have "
+                             f"{split.images.shape[1]}: load them with that.")
         self._space, self._weights, self._dataset, self._split = space, weights, dataset, split
         self._runtime, self._config = load_runtime(runtime), config or RuntimeConfig()
         self._batch_size = min(batch_size, len(split))
@@ -202,6 +208,12 @@ class PrecisionEvaluator:
         self._reference = _log_softmax(self._logits(model))
         self._scores = scores
         self._context = self._identity(model) if scores else b""
+
+    def with_weights(self, weights: Weights) -> "PrecisionEvaluator":
+        """The same with other scales; the float network, which has none, is not computed once more."""
+        other = copy.copy(self)
+        other._weights, other._known = weights, {}
+        return other
 
     def __call__(self, architectures: Sequence[Architecture]) -> list[float]:
         """Negative divergences."""
@@ -253,17 +265,19 @@ class PrecisionEvaluator:
         return Evaluation(predicted == self._split.labels, predicted, divergence)
 
     def _identity(self, reference: bytes) -> bytes:
-        """All that a score depends on beside the model: images, runtime and the float network."""
+        """All that a score depends on beside the model: images, runtime, processor and the float network."""
         digest = hashlib.sha256(np.ascontiguousarray(self._split.images).data)
         found = self._runtime.availability()
-        for part in (self._dataset.mean, self._dataset.std, self._runtime.name, found.version, asdict(self._config)):
+        settings = sorted(self._runtime.settings(self._config).items())
+        for part in (self._dataset.mean, self._dataset.std, self._runtime.name, found.version, asdict(self._config), settings,
+                     read_processor()):  # integer kernels differ by instruction set
             digest.update(repr(part).encode())
         digest.update(reference)
         return digest.digest()
 
     def _logits(self, model: bytes) -> NDArray[np.float64]:
         with closing(self._runtime.load(self._runtime.prepare(model, self._config), self._config)) as executable:
-            logits = _run(executable, self._split.images, self._dataset)
+            logits = _run(executable, self._split.images, self._dataset, self._space.input_shape)
         if not np.isfinite(logits).all():
             raise VerificationError("A network's outputs must be finite, but it gives NaN or infinity: calibrate it again, on "
                                     "images of the data that it is for.")
@@ -274,13 +288,18 @@ def _layer(name: str, option: str, block: Block, is_decision: bool) -> Fixed | D
     return Decision(name, {option: block}) if is_decision else Fixed(name, block)
 
 
-def _run(executable: Executable, images: NDArray[np.uint8], dataset: Dataset) -> NDArray[np.float64]:
+def _fitted(dataset: Dataset, images: NDArray[np.uint8], shape: TensorShape) -> NDArray[np.float32]:
+    """Normalised images at a network's resolution."""
+    return fit_images(torch.from_numpy(dataset.normalise(images)), shape).numpy()
+
+
+def _run(executable: Executable, images: NDArray[np.uint8], dataset: Dataset, shape: TensorShape) -> NDArray[np.float64]:
     """Logits of all images, (N, classes); the last batch is filled up with zeros."""
     (given,), (made,) = executable.inputs, executable.outputs
     size = given.shape[0]
     rows = []
     for start in range(0, len(images), size):
-        batch = dataset.normalise(images[start:start + size])
+        batch = _fitted(dataset, images[start:start + size], shape)
         padding = np.zeros((size - len(batch), *batch.shape[1:]), np.float32)
         rows.append(executable.run({given.name: np.concatenate([batch, padding])})[made.name])
     return np.concatenate(rows)[:len(images)].astype(np.float64)

@@ -13,27 +13,32 @@ the output folder: an interrupted run continues, and another budget reuses table
 
 import hashlib
 import os
+import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from hwnas.data import Split, load_dataset
 from hwnas.errors import InfeasibleError, InputError
 from hwnas.export.certify import CertificationPlan
-from hwnas.export.manifest import MeasurementRecord
+from hwnas.export.manifest import MANIFEST_FILE, MeasurementRecord
 from hwnas.files import first_difference, locked, read_json, write_json
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.space import SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.seams import SeamTable
+from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import LatencyTable, NetworkRecord
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.weights import Weights
-from hwnas.pipeline.compile import RoundReport, Stage, next_constraint
+from hwnas.pipeline.compile import RoundReport, Stage, known_failures, next_constraint
 from hwnas.pipeline.constraint import Constraint
 from hwnas.pipeline.export import Exportable, retrained_network, supernet_path
 from hwnas.pipeline.measure import Target, measure_artifact
@@ -50,7 +55,7 @@ from hwnas.pipeline.precision import (
 )
 from hwnas.profiling.device import Device, open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
-from hwnas.profiling.rounds import Measured, Progress, RoundsPlan, measure_rounds, open_journal
+from hwnas.profiling.rounds import Measured, Progress, RoundsPlan, discard, measure_rounds, open_journal
 from hwnas.search.result import Candidate
 from hwnas.search.result import Progress as SearchProgress
 from hwnas.search.sensitivity import FrontConfig, pareto_front, search_front
@@ -59,9 +64,9 @@ from hwnas.supernet.run import read_run_document
 RUN_SCHEMA = "hwnas.quantize/1"  # 1: 2026-11, first
 FRONT_SCHEMA = "hwnas.precision-front/1"
 SUMMARY_SCHEMA = "hwnas.quantize-summary/1"
-RUN_FILE, SUMMARY_FILE = "quantize.json", "summary.json"
+RUN_FILE, TABLE_FILE, FRONT_FILE, SUMMARY_FILE = "quantize.json", "table.json", "front.json", "summary.json"
 UNIFORM = ("fp32", "int8")
-MOST_ROUNDS = 3  # of choice, export and certification
+MOST_ROUNDS = 3  # of choice, export and certification, unless a plan says otherwise
 PLAN = ProfilePlan(fit_networks=32, held_out_networks=19, min_sessions=2, max_sessions=2, held_out_sessions=3)
 """How a precision space is profiled: its table is of one network, and small."""
 
@@ -98,7 +103,7 @@ def profile_precisions(space: SearchSpace, device: Device, path: Path, *, batch_
                        restart: bool = False, progress: Progress | None = None) -> LatencyTable:
     """The latency table of a precision space: its blocks, networks at random, and those that change precision once at most.
 
-    The last join the fit as finished models do. Continues what an earlier call began.
+    The last join the fit; they are measured once all else is. Continues what an earlier call began.
 
     Args:
         space: As `precision_space` makes it.
@@ -113,7 +118,7 @@ def profile_precisions(space: SearchSpace, device: Device, path: Path, *, batch_
         InputError: As `profile_space`; or the time was over before every block was measured, or the device refuses a block.
         UnavailableError: The device cannot be reached.
     """
-    journal = path.with_name(f"{path.stem}-changes.journal")
+    journal, deadline = _changes_journal(path), time.monotonic() + 60 * plan.max_minutes
     if restart:
         journal.unlink(missing_ok=True)
     table = profile_space(space, device, path, batch_size=batch_size, plan=plan, restart=restart, progress=progress)
@@ -123,15 +128,15 @@ def profile_precisions(space: SearchSpace, device: Device, path: Path, *, batch_
     for block, reason in table.refused.items():
         raise InputError(f"Every layer must run in each precision, but {device.name} refuses {block} ({reason.rstrip('. ')}): "
                          "choose another device.")
-    known = [dict(record.choices) for record in table.networks]
-    new = [one for one in single_changes(space) if dict(one.choices) not in known]
-    if not new:
+    new = _missing_changes(space, table)
+    if not new or table.effort is None or not table.effort.complete:  # what is drawn is not settled, or the time is over
         return table
     least, most = plan.sessions("fit")
     models = {str(one): to_onnx(space.network(one), batch_size=batch_size).SerializeToString() for one in new}
-    sessions = measure_models(device, models, journal, replace(plan, min_sessions=least, max_sessions=most),
+    minutes = max(0.0, deadline - time.monotonic()) / 60
+    sessions = measure_models(device, models, journal, replace(plan, min_sessions=least, max_sessions=most, max_minutes=minutes),
                               batch_size=batch_size, progress=progress)
-    table = table.with_networks([NetworkRecord(choices=dict(one.choices), role="exported",
+    table = table.with_networks([NetworkRecord(choices=dict(one.choices), role="fit",
                                                sessions=tuple(session.ratios for session in sessions[str(one)]))
                                  for one in new if str(one) in sessions])
     table.save(path)
@@ -155,12 +160,28 @@ def measure_models(device: Device, models: Mapping[str, bytes], journal: Path, p
         InputError: The journal is of other models, or the device refuses one.
         UnavailableError: The device cannot be reached.
     """
-    digest = hashlib.sha256("".join(hashlib.sha256(model).hexdigest() for model in models.values()).encode()).hexdigest()
+    digest = hashlib.sha256("".join(map(_model_sha256, models.values())).encode()).hexdigest()
     measured = open_journal(journal, {"schema": "hwnas.mixed-precision-journal/1", "models": digest,
                                       "environment": device.environment(batch_size)})
     measure_rounds({key: partial(bytes, model) for key, model in models.items()}, measured, journal, device, plan,
                    progress=progress)
     return measured
+
+
+def _changes_journal(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-changes.journal")
+
+
+def _missing_changes(space: SearchSpace, table: LatencyTable) -> list[Architecture]:
+    known = [dict(record.choices) for record in table.networks]
+    return [one for one in single_changes(space) if dict(one.choices) not in known]
+
+
+def _model_sha256(content: bytes) -> str:
+    """Of a model, whichever version of hwnas made it."""
+    model = onnx.ModelProto.FromString(content)
+    model.ClearField("producer_version")
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -213,7 +234,7 @@ class QuantizeSettings:
         validation_images: How many score a choice; None for all.
         max_minutes: Of profiling.
         sessions: Fresh sessions of what is measured without a budget.
-        certification: The test of the budget.
+        certification: The test of the budget, and how many rounds of choice, export and test there may be.
 
     Raises:
         InputError: A value is out of range.
@@ -224,7 +245,7 @@ class QuantizeSettings:
     validation_images: int | None = None
     max_minutes: float = 30.0
     sessions: int = 5
-    certification: CertificationPlan = field(default_factory=CertificationPlan)
+    certification: CertificationPlan = field(default_factory=partial(CertificationPlan, rounds=MOST_ROUNDS))
 
     def __post_init__(self) -> None:
         if self.max_latency_ms is not None and not self.max_latency_ms > 0:
@@ -358,7 +379,7 @@ def quantize_network(found: Exportable, target: Target, output: str | os.PathLik
         settings: What is wanted.
         stage: Opens a progress bar.
         overwrite: Discard what another network, or a measurement elsewhere, left in the folder.
-        say: Is told what is to be shown, and how every round ended.
+        say: Is told what is to be shown, how every round ended, and what is still to be measured.
 
     Raises:
         InfeasibleError: No choice of precisions meets the budget, or none was found of which that can be shown.
@@ -379,12 +400,16 @@ def quantize_network(found: Exportable, target: Target, output: str | os.PathLik
                          scores=root / "scores")  # on this machine, wherever the device is
         with stage("calibrate") as bar:
             calibrated = calibrate_by_method(space, found.weights, found.dataset, settings.calibration_images)
-            evaluators = {method: scorer(weights=weights, split=validation) for method, weights in calibrated.items()}
+            evaluator = scorer(weights=found.weights, split=validation)
+            evaluators = {method: evaluator.with_weights(weights) for method, weights in calibrated.items()}
             method, _ = choose_calibration(evaluators, space)
             bar(1, 1, f"by {method}")
         with stage("profile") as bar, open_device(target.device, target.config, target.cpus) as device:
-            table = profile_precisions(space, device, root / "table.json", batch_size=target.batch_size, restart=overwrite,
+            table = profile_precisions(space, device, root / TABLE_FILE, batch_size=target.batch_size,
                                        plan=replace(PLAN, max_minutes=settings.max_minutes), progress=bar)
+        if _missing_changes(space, table):
+            say("The time was over before everything was measured, so predictions are less sure: the same command completes the "
+                "table first.")
         run = _Run(found, space, calibrated[method], method, evaluators[method],
                    partial(scorer, weights=calibrated[method], split=found.dataset.test),
                    replace(target, anchor_ms=table.anchor_ms), root, settings, stage, say)
@@ -399,9 +424,8 @@ def _first(split: Split, images: int | None) -> Split:
 
 def _begin(root: Path, space: SearchSpace, weights: Weights, overwrite: bool) -> None:
     """Claims a folder for a network, or finds that it is this network's."""
-    model = precision_model(space, uniform_precision(space, "fp32"), weights)
     wanted = {"schema": RUN_SCHEMA, "space": space.name, "space_hash": space.hash,
-              "network_sha256": hashlib.sha256(model).hexdigest()}
+              "network_sha256": _weights_sha256(weights_of(space.network(uniform_precision(space, "fp32")), weights))}
     path = root / RUN_FILE
     if path.exists() and not overwrite:
         difference = first_difference(read_json(path, "quantisation"), wanted)
@@ -409,7 +433,33 @@ def _begin(root: Path, space: SearchSpace, weights: Weights, overwrite: bool) ->
             raise InputError(f"A folder is of one network, but in {path} the {difference[0] or 'document'} is {difference[1]!r} "
                              f"and here it is {difference[2]!r}: choose another --output, or pass --overwrite.")
         return
+    if overwrite:
+        _discard(root)  # before the folder is this network's: a kill in between leaves nothing to mix
     write_json(path, wanted)
+
+
+def _weights_sha256(weights: Weights) -> str:
+    """Of names and values, which no version of a file format touches."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.asarray(weights[name], "<f4")
+        digest.update(repr((name, array.shape)).encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _discard(root: Path) -> None:
+    """Deletes what an earlier network left, but for scores, which are kept by content."""
+    discard(root / TABLE_FILE, TABLE_SCHEMA, "latency table")
+    for journal in (root / f"{TABLE_FILE}.journal", _changes_journal(root / TABLE_FILE)):
+        journal.unlink(missing_ok=True)
+    if (root / RUN_FILE).exists():  # else what is called so is somebody else's
+        (root / FRONT_FILE).unlink(missing_ok=True)
+        for folder in (*root.glob("[0-9]*ms"), root / "fastest"):
+            (folder / SUMMARY_FILE).unlink(missing_ok=True)
+            if (folder / "artifact" / MANIFEST_FILE).is_file():
+                shutil.rmtree(folder / "artifact")
+            with suppress(OSError):  # with anything else in it
+                folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -454,10 +504,10 @@ class _Run:
         """Within a budget, and again with what was measured until that is shown to be kept."""
         plan, folder = self.settings.certification, self.root / f"{budget_ms:.6g}ms"
         self.say(f"To be shown for {budget_ms:g} ms: {plan}.")
-        failed: dict[Architecture, float] = {}
+        costs = SeamTable(table)
+        failed = known_failures(costs, plan, budget_ms)
         history: list[RoundReport] = []
-        while len(history) < MOST_ROUNDS:
-            costs = SeamTable(table)
+        while len(history) < plan.rounds:
             constraint = next_constraint(costs, budget_ms, failed)
             if constraint is None:
                 break
@@ -470,12 +520,12 @@ class _Run:
             if history[-1].verdict == "kept":
                 return self._summary(costs, members, best, measured, folder, constraint, tuple(history))
             table = table.with_networks([record])
-            table.save(self.root / "table.json")
+            table.save(self.root / TABLE_FILE)
+            costs = SeamTable(table)
             failed[best] = history[-1].certifiable_ms
-        nearest = min(history, key=lambda one: one.certifiable_ms)
         raise InfeasibleError(f"No choice of precisions was found of which {plan.claim} can be shown for {budget_ms:g} ms, in "
-                              f"{len(history)} round(s); the nearest measures {nearest.measured_ms:.4g} ms and could be promised "
-                              f"for {nearest.certifiable_ms:.4g} ms: raise the budget, or search for another network.")
+                              f"{len(history)} round(s); the nearest of all that failed, now or before, could be promised for "
+                              f"{min(failed.values()):.4g} ms: raise the budget, or search for another network.")
 
     def _search(self, costs: SeamTable) -> tuple[FrontMember, ...]:
         """The front, the fastest first; also written to its file."""
@@ -483,7 +533,7 @@ class _Run:
             front = search_precisions(costs, self.evaluator, progress=lambda done, planned, _: bar(done, planned, ""))
         fp32 = self.evaluator.evaluate(uniform_precision(self.space, "fp32"))
         members = tuple(self._member(costs, one, fp32) for one in front.members)
-        write_json(self.root / "front.json", {
+        write_json(self.root / FRONT_FILE, {
             "schema": FRONT_SCHEMA, "space": self.space.name, "environment": costs.table.environment,
             "calibration": self.method, "images": fp32.correct.size, "evaluations": len(front.history),
             "held_out": asdict(costs.held_out), "members": [asdict(one) for one in members]})

@@ -23,7 +23,8 @@ from hwnas.search.journal import Journal, load_scores
 from hwnas.search.most_probable import search_most_probable
 from hwnas.search.novelty import finite_budget
 from hwnas.search.random import search_random
-from hwnas.search.result import JOURNAL_FILE, Evaluate, Progress, SearchResult, save_result
+from hwnas.search.result import BEST_FILE, JOURNAL_FILE, RESULT_FILE, Evaluate, Progress, SearchResult, save_result
+from hwnas.supernet.distributed import Group
 from hwnas.supernet.evaluate import SupernetEvaluator
 from hwnas.supernet.run import read_run_document, require_same_data
 from hwnas.supernet.train import load_architecture, load_supernet
@@ -43,6 +44,7 @@ class SearchSettings:
         batch_norm: Which statistics score a candidate, one of `BATCH_NORM`: those of the network, recalibrated on training
             images, or those of each batch of validation images. None for the latter after one-shot training, whose paper
             scores so, and for recalibration after all other methods.
+        device: A PyTorch device that scores. Another kind of device may round an accuracy differently, so its scores are its own.
     """
 
     method: str = "evolution"
@@ -50,6 +52,7 @@ class SearchSettings:
     validation_images: int | None = None
     calibration_images: int = 1024
     batch_norm: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, c
     Raises:
         InputError: Supernet, space, data or folder do not fit together.
         InfeasibleError: No network is within the constraint.
+        UnavailableError: The device that is to score is not usable here.
     """
     if settings.method not in METHODS:
         raise InputError(f"The search method must be one of {', '.join(METHODS)}, but is {settings.method!r}.")
@@ -122,20 +126,26 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, c
         raise InputError(f"The batch_norm of a search must be one of {', '.join(BATCH_NORM)}, but is {settings.batch_norm!r}.")
     if isinstance(constraint.costs, LatencyTable):
         space = constraint.costs.search_space  # shared blocks would let another space's table pass, calibration and all
+    device = Group().device(settings.device)
     supernet, info = load_supernet(supernet_dir, space)
     trellis = Trellis(supernet.space, constraint.costs)
     dataset = dataset or load_training_data(info)
     require_same_data(info, dataset)
     batch_statistics = _uses_batch_statistics(settings, info)
-    evaluator = SupernetEvaluator(supernet, dataset, validation_images=settings.validation_images,
+    evaluator = SupernetEvaluator(supernet.to(device), dataset, validation_images=settings.validation_images,
                                   calibration_images=settings.calibration_images, batch_statistics=batch_statistics)
     context = {"supernet_sha256": info["sha256"], "validation_images": settings.validation_images,
                "validation_sha256": _validation_sha256(dataset),
                "calibration_images": None if batch_statistics else settings.calibration_images,
                "batch_statistics_of": evaluator.batch_size if batch_statistics else None}
+    if device.type != "cpu":
+        context["device"] = device.type
     known = _known_scores(earlier, supernet.space, context)
     folder = Path(output)
     journal = Journal(folder / JOURNAL_FILE, context, overwrite)
+    if overwrite:  # a search that is interrupted must not look like the finished one that it replaces
+        for name in (RESULT_FILE, BEST_FILE):
+            (folder / name).unlink(missing_ok=True)
     result = METHODS[settings.method](_Question(trellis, _remembering(evaluator, known), constraint.search_limit, settings,
                                                 supernet_dir, constraint.costs, journal, progress))
     limits: dict[str, Any] = {constraint.name: finite_budget(constraint.limit),
@@ -167,10 +177,11 @@ def load_training_data(info: Mapping[str, Any]) -> Dataset:
         InputError: The document does not say, or the data are no longer there.
     """
     source = info.get("data_source")
-    if not isinstance(source, dict) or not isinstance(source.get("spec"), str):
+    spec, seed = (source.get("spec"), source.get("seed", 0)) if isinstance(source, dict) else (None, None)
+    if not isinstance(spec, str) or not isinstance(seed, int):
         raise InputError("The supernet's document must say which data it was trained on, but does not: train it with "
                          "'hwnas train --data ...'.")
-    return load_dataset(source["spec"], seed=int(source.get("seed", 0)))
+    return load_dataset(spec, seed=seed)
 
 
 def _validation_sha256(dataset: Dataset) -> str:

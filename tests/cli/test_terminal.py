@@ -82,10 +82,9 @@ def test_what_was_kept_is_continued(interrupted, atom, monkeypatch):
     monkeypatch.setattr("hwnas.cli.console._LINE_SECONDS", 0.0)
     done = hwnas("profile", "--device", DEVICE, "--space", atom, "--output", path, "--json")
     assert done.code == 0 and done.json["missing"] == 0, done.err
-    document = json.loads(path.read_text())
-    measured = [*document["entries"].values(), *document["networks"]]
-    sessions = [session for record in measured for session in record["sessions"]]
-    assert len(kept) >= 3 and all(row["ratios"] in sessions for row in kept)
+    # Of every session the anchor's latency is kept; its ratios are not where a crowded machine slowed the anchor down.
+    sessions_ms = json.loads(path.read_text())["anchor"]["sessions_ms"]
+    assert len(kept) >= 3 and all(row["anchor_ms"] in sessions_ms for row in kept)
     lines = done.err.splitlines()
     assert f"profile: {len(kept) + 1}/12 (" in lines[1] and " s left, " in lines[1]
     assert lines[-1].startswith("profile: ") and " in " in lines[-1]

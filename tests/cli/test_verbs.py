@@ -6,6 +6,8 @@ import shutil
 import pytest
 
 from hwnas.cli import VERBS
+from hwnas.ir.architecture import load_architecture
+from hwnas.latency.table import load_table
 from tests.cli.command import hwnas, hwnas_process
 from tests.cli.conftest import DATA, DEVICE
 
@@ -35,7 +37,7 @@ JSON = {
                                    "--unit", "ms", "--column", "isolated_ms", "--space", made("space"), "--device", "a device",
                                    "--output", made("tmp_path") / "imported.json"),
                      {"table", "entries", "names", "unused", "first_unused"}),
-    "predict": (lambda made: ("--table", made("table"), "--random", 3, "--architecture", made("architecture"))[:4],
+    "predict": (lambda made: ("--table", made("table"), "--architecture", made("architecture")),
                 {"architecture", "latency_ms", "lower_ms", "upper_ms"}),
     "feasible": (lambda made: ("--table", made("table"), "--max-latency-ms", 1000),
                  {"space", "device", "size", "feasible_range_ms", "budgets"}),
@@ -132,6 +134,12 @@ def test_figures_are_exact_and_consistent(table, latencies):
     for row in hwnas("predict", "--table", table, "--random", 20, "--json").json:
         assert row["lower_ms"] <= row["latency_ms"] <= row["upper_ms"]
         assert latencies[0] * 0.999 <= row["latency_ms"] <= latencies[1] * 1.001
+
+
+def test_a_file_is_predicted_as_the_network_that_it_names(table, architecture):
+    (row,) = hwnas("predict", "--table", table, "--architecture", architecture, "--json").json
+    assert row["architecture"] == json.loads(architecture.read_text())
+    assert row["latency_ms"] == pytest.approx(load_table(table).predict(load_architecture(architecture)).latency_ms)
 
 
 def test_a_search_leaves_what_the_interface_says(supernet, tmp_path):

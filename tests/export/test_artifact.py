@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +107,22 @@ def test_an_existing_folder_is_kept_without_overwrite(artifact):
     export_network(NETWORK, WEIGHTS, artifact, images=IMAGES, name="second", overwrite=True)
     assert verify_artifact(artifact).manifest.name == "second"
     assert [path.name for path in artifact.parent.iterdir()] == [artifact.name]
+
+
+def test_a_lost_race_leaves_the_winners_artefact(artifact, tmp_path, monkeypatch):
+    """Another run's takes the place between the two renames."""
+    rename, other = os.rename, shutil.copytree(artifact, tmp_path / "other")
+    winner = other.stat().st_ino
+
+    def race(source, destination):
+        rename(source, destination)
+        if Path(destination).suffix == ".old":
+            rename(other, artifact)
+
+    monkeypatch.setattr("os.rename", race)
+    with pytest.raises(InputError, match="meanwhile"):
+        export_network(NETWORK, WEIGHTS, artifact, images=IMAGES, overwrite=True)
+    assert list(tmp_path.iterdir()) == [artifact] and artifact.stat().st_ino == winner and verify_artifact(artifact)
 
 
 def test_overwrite_replaces_nothing_but_artefacts(tmp_path):

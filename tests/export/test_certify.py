@@ -24,6 +24,7 @@ def test_the_numbers_that_mlperf_publishes():
     (0.5, 0.95, 5), (0.9, 0.95, 29), (0.95, 0.95, 59), (0.99, 0.95, 299), (0.5, 0.99, 7), (0.5, 0.5, 1), (0.5, 0.75, 2)])
 def test_the_fewest_observations(quantile, confidence, needed):
     assert needed_observations(quantile, confidence) == needed == CertificationPlan(quantile, confidence).needed
+    assert CertificationPlan(quantile, confidence, rounds=3).needed == needed_observations(quantile, 1 - (1 - confidence) / 3)
     assert quantile**needed <= 1 - confidence + 1e-12 < quantile ** (needed - 1) + 1e-9
 
 
@@ -87,6 +88,16 @@ def test_simulated_false_acceptances(plan, runs):
     assert sum(one.verdict == "broken" for one in found) <= allowed
 
 
+def test_all_rounds_together_let_no_more_through():
+    """Networks exactly on their budget, one after the other until one is kept: without a share for each, too many would be."""
+    def kept(plan):
+        found = simulate(plan, plan.quantile, 3 * 3_000, seed=5)
+        return sum(any(one.verdict == "kept" for one in found[start:start + 3]) for start in range(0, len(found), 3))
+
+    allowed = stats.binom.ppf(0.999, 3_000, 0.05)
+    assert kept(CertificationPlan(rounds=3)) <= allowed < kept(CertificationPlan())
+
+
 def test_looking_again_without_paying_would_let_more_through():
     """The reason for spending: every look with the whole error, on the same draws."""
     plan, runs = CertificationPlan(), 5_000
@@ -140,6 +151,14 @@ def test_what_could_have_been_promised(latencies, budget):
         assert (found.certifiable_ms <= budget) == (found.verdict == "kept")
 
 
+def test_what_three_rounds_take():
+    assert CertificationPlan(rounds=3).needed == 6 and CertificationPlan(0.9, rounds=3).needed == 39
+    assert "p50 of latency within the budget at 95 % confidence: 6 fresh sessions" in str(CertificationPlan(rounds=3))
+    assert CertificationPlan(0.99, 0.999, rounds=20).needed == needed_observations(0.99, 1 - 0.001 / 20)
+    with pytest.raises(InputError, match="6 sessions to show in 3 round"):
+        CertificationPlan(max_observations=5, rounds=3)
+
+
 def test_words():
     plan = CertificationPlan(0.9)
     assert str(plan) == ("p90 of latency within the budget at 95 % confidence: 29 fresh sessions if none is above, 145 at most")
@@ -149,7 +168,7 @@ def test_words():
 
 
 @pytest.mark.parametrize("arguments", [(0.0,), (0.49,), (0.999,), (float("nan"),), (0.5, 0.4), (0.5, 1.0), (0.5, float("nan")),
-                                       (0.9, 0.95, 28), (0.5, 0.95, 0)])
+                                       (0.9, 0.95, 28), (0.5, 0.95, 0), (0.5, 0.95, None, 0)])
 def test_what_cannot_be_shown_is_refused(arguments):
     with pytest.raises(InputError):
         CertificationPlan(*arguments)

@@ -75,9 +75,12 @@ def test_a_bad_field_is_named_in_one_sentence(tmp_path, place, value):
 
 def test_too_few_sessions_for_a_claim_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"valid at export: p90 of latency .* at least 29 sessions .* at most 28") as caught:
-        load(tmp_path, {**GOOD, "export": {"quantile": 0.9, "max_sessions": 28}})
+        load(tmp_path, {**GOOD, "export": {"quantile": 0.9, "rounds": 1, "max_sessions": 28}})
     assert_one_sentence(caught.value)
-    assert load(tmp_path, {**GOOD, "export": {"quantile": 0.9, "max_sessions": 29}}).export.certification().most == 29
+    enough = load(tmp_path, {**GOOD, "export": {"quantile": 0.9, "rounds": 1, "max_sessions": 29}})
+    assert enough.export.certification().most == 29
+    with pytest.raises(InputError, match=r"valid at export: .* at least 39 sessions"):  # three rounds share what may go wrong
+        load(tmp_path, {**GOOD, "export": {"quantile": 0.9, "max_sessions": 38}})
 
 
 def assert_one_sentence(error):

@@ -119,6 +119,15 @@ def test_a_measured_artefact_says_so_and_still_verifies(artifact):
     assert manifest.files == before.files
 
 
+def test_a_measurement_is_not_of_what_took_the_artefacts_place(artifact):
+    def replace_it(done, total):
+        export_random(make_space(), 4, artifact, overwrite=True)
+
+    with pytest.raises(InputError, match="another by now"):
+        measure_artifact(artifact, load_target("onnxruntime-cpu"), 1, replace_it)
+    assert load_manifest(artifact).measurement is None and verify_artifact(artifact)
+
+
 def test_a_model_is_read_from_a_file_or_an_artefact(artifact):
     content = (artifact / "model.onnx").read_bytes()
     assert read_model(artifact) == content == read_model(artifact / "model.onnx")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hwnas.errors import InputError, UnavailableError
+from hwnas.errors import InputError
 from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Resolution, Stem
 from hwnas.ir.cell_operations import PoolOperation
 from hwnas.ir.costs import BitOpsCost
@@ -16,6 +16,8 @@ from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.torch import to_torch
+from hwnas.lower.weights import random_weights
+from hwnas.pipeline.export import Exportable
 from hwnas.pipeline.precision import (
     PrecisionEvaluator,
     calibrate_by_method,
@@ -110,6 +112,33 @@ def test_a_searched_resolution_is_the_one_that_was_chosen():
     assert found.network(uniform_precision(found, "fp32")) == space.network(architecture)
 
 
+def test_a_searched_resolution_is_what_images_are_brought_to(dataset):
+    """The network of 12x12 on images of 16x16, as PyTorch computes it and as it is exported."""
+    space = SearchSpace("sizes", (1, 16, 16), (Decision("size", {"r12": Resolution(12), "r16": Resolution(16)}), *SPACE.layers))
+    architecture = space.architecture({"size": "r12", **ARCHITECTURE.choices})
+    network, small = space.network(architecture), precision_space(space, architecture)
+    floats = random_weights(network)
+    weights = calibrate_by_method(small, floats, dataset, images=32)["minmax"]
+    found = PrecisionEvaluator(small, weights, dataset, dataset.validation).evaluate(uniform_precision(small, "fp32"))
+    images = torch.from_numpy(dataset.normalise(dataset.validation.images))
+    with torch.inference_mode():
+        logits = to_torch(network, floats).eval()(torch.nn.functional.interpolate(images, (12, 12), mode="bilinear"))
+    np.testing.assert_array_equal(found.predicted, logits.argmax(1))
+    made = Exportable(network, floats, "small", architecture, None, dataset, 0.1, space).in_int8(32)
+    assert made.network.input_shape == (1, 12, 12) and 0 <= made.accuracy <= 1
+
+
+def test_other_scales_share_the_float_network(precisions, float_weights, weights, dataset, evaluator, monkeypatch):
+    int8 = uniform_precision(precisions, "int8")
+    first = PrecisionEvaluator(precisions, float_weights, dataset, dataset.validation)
+    expected, computed, logits = evaluator.evaluate(int8).divergence, [], PrecisionEvaluator._logits
+    monkeypatch.setattr(PrecisionEvaluator, "_logits", lambda self, model: computed.append(model) or logits(self, model))
+    coarse = {name: 2 * array if name.endswith(".scale") else array for name, array in weights.items()}
+    assert first.with_weights(weights).evaluate(int8).divergence == expected
+    assert first.with_weights(coarse).evaluate(int8).divergence != expected
+    assert len(computed) == 2  # neither of them the float network
+
+
 def test_every_mix_is_computed_as_pytorch_computes_it(precisions, weights, dataset, evaluator):
     """Values near the middle of two steps may go either way, and then a few logits end a step beside."""
     images = torch.from_numpy(dataset.normalise(dataset.validation.images))
@@ -202,9 +231,10 @@ def test_mistakes(precisions, float_weights, weights, dataset):
         precision_model(precisions, uniform_precision(precisions, "int8"), float_weights)
     with pytest.raises(InputError, match="There is no runtime"):
         PrecisionEvaluator(precisions, weights, dataset, dataset.validation, runtime="abacus")
-    with pytest.raises((InputError, UnavailableError)):
-        PrecisionEvaluator(precision_space(SearchSpace("other", (1, 8, 8), SPACE.layers), SearchSpace(
-            "other", (1, 8, 8), SPACE.layers).architecture(dict(ARCHITECTURE.choices))), weights, dataset, dataset.validation)
+    colour = SearchSpace("other", (3, 16, 16), SPACE.layers)
+    with pytest.raises(InputError, match="number of channels, 3, but have 1"):
+        PrecisionEvaluator(precision_space(colour, colour.architecture(dict(ARCHITECTURE.choices))), weights, dataset,
+                           dataset.validation)
 
 
 def test_every_method_calibrates_as_it_does_alone(precisions, float_weights, dataset):
@@ -217,7 +247,7 @@ def test_every_method_calibrates_as_it_does_alone(precisions, float_weights, dat
             np.testing.assert_array_equal(array, alone[name])
 
 
-def test_scores_outlive_their_process(precisions, weights, dataset, evaluator, tmp_path):
+def test_scores_outlive_their_process(precisions, weights, dataset, evaluator, tmp_path, monkeypatch):
     """Seen by a score that was changed on the disk; what is damaged, or of anything else, is computed."""
     def make(split=dataset.validation, **others):
         return PrecisionEvaluator(precisions, weights, dataset, split, scores=tmp_path, **others)
@@ -236,6 +266,10 @@ def test_scores_outlive_their_process(precisions, weights, dataset, evaluator, t
     assert make(dataset.test).evaluate(one).divergence != 7.0
     assert make(config=RuntimeConfig(threads=2)).evaluate(one).divergence == expected.divergence
     assert len(list(tmp_path.iterdir())) == 3
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("hwnas.pipeline.precision.read_processor", lambda: "another processor")
+        assert make().evaluate(one).divergence == expected.divergence
+    assert len(list(tmp_path.iterdir())) == 4
     for damage in ("", "[]", "{}", json.dumps(document | {"predicted": [1, 2]}), json.dumps(document | {"predicted": "many"}),
                    path.read_text().replace("7.0", "NaN")):
         path.write_text(damage)

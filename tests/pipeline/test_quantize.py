@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,12 @@ from hwnas.ir.blocks import ConvBlock, Head, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.latency.table import load_table
 from hwnas.lower.onnx import to_onnx
+from hwnas.lower.weights import random_weights
 from hwnas.pipeline.paired_accuracy import compare_accuracy
 from hwnas.pipeline.precision import Evaluation, precision_space, single_changes, uniform_precision
 from hwnas.pipeline.quantize import (
     QuantizeSettings,
+    _begin,
     choose_calibration,
     int8_layers,
     known_to_be_less_accurate,
@@ -30,6 +33,7 @@ from tests.pipeline.test_compile import QUICK
 PLAIN = SearchSpace("plain", (1, 16, 16), (
     Fixed("stem", Stem(4)), Decision("first", {"a": ConvBlock(4)}), Decision("second", {"a": ConvBlock(6, 3, 2)}),
     Fixed("head", Head(10))))
+DRAWN = QUICK.fit_networks + QUICK.held_out_networks
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +72,8 @@ def test_what_is_complete_is_not_measured_again(path, precisions, device):
 def test_single_changes_go_on_from_their_journal(path, precisions, device, tmp_path):
     """As a kill after the first two of them leaves it: the table without them, and a journal."""
     table = load_table(path)
-    drawn = [record for record in table.networks if record.role != "exported"]
-    replace(table, networks=tuple(drawn)).save(tmp_path / "table.json")
+    drawn = table.networks[:DRAWN]
+    replace(table, networks=drawn).save(tmp_path / "table.json")
     known = [dict(record.choices) for record in drawn]
     new = [one for one in single_changes(precisions) if dict(one.choices) not in known]
     journal = tmp_path / "table-changes.journal"
@@ -80,10 +84,23 @@ def test_single_changes_go_on_from_their_journal(path, precisions, device, tmp_p
     with open(journal, "a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     done = profile_precisions(precisions, device, tmp_path / "table.json", plan=QUICK)
-    found = {str(precisions.architecture(record.choices)): record.sessions for record in done.networks
-             if record.role == "exported"}
+    found = {str(precisions.architecture(record.choices)): record.sessions for record in done.networks[DRAWN:]}
     assert set(found) == set(models) and not journal.exists()
     assert [found[row["key"]] for row in rows] == [(tuple(row["ratios"]),) for row in rows]
+
+
+def test_single_changes_wait_until_all_else_is_measured_and_take_no_time_of_their_own(path, precisions, device, tmp_path):
+    table = load_table(path)
+    begun = replace(table, networks=table.networks[:DRAWN])
+    fewer = replace(begun, networks=begun.networks[1:],
+                    effort=table.effort.model_copy(update={"planned_sessions": table.effort.sessions + 1}))
+    for before in (begun, fewer):
+        before.save(tmp_path / "table.json")
+        done = profile_precisions(precisions, device, tmp_path / "table.json", plan=replace(QUICK, max_minutes=0))
+        assert [record.choices for record in done.networks] == [record.choices for record in before.networks]
+        assert not (tmp_path / "table-changes.journal").exists()
+    done = profile_precisions(precisions, device, tmp_path / "table.json", plan=QUICK)
+    assert len(done.networks) == len(table.networks) and {record.role for record in done.networks[DRAWN:]} == {"fit"}
 
 
 def test_a_journal_of_other_models_is_not_continued(device, precisions, tmp_path):
@@ -93,6 +110,35 @@ def test_a_journal_of_other_models_is_not_continued(device, precisions, tmp_path
     assert measure_models(device, {"a": small}, tmp_path / "journal", plan) == {}
     with pytest.raises(InputError, match="models"):
         measure_models(device, {"a": large}, tmp_path / "journal", plan)
+
+
+def test_another_version_goes_on(device, precisions, tmp_path, monkeypatch):
+    """ONNX files name the version that made them; neither a journal nor a folder is another's for that."""
+    network = precisions.network(uniform_precision(precisions, "fp32"))
+    weights, plan = random_weights(network), replace(QUICK, max_minutes=0)
+    before = to_onnx(network).SerializeToString()
+    measure_models(device, {"a": before}, tmp_path / "journal", plan)
+    _begin(tmp_path, precisions, weights, False)
+    monkeypatch.setattr("hwnas.__version__", "99")
+    after = to_onnx(network).SerializeToString()
+    assert after != before and measure_models(device, {"a": after}, tmp_path / "journal", plan) == {}
+    _begin(tmp_path, precisions, weights, False)
+    with pytest.raises(InputError, match="network_sha256"):
+        _begin(tmp_path, precisions, random_weights(network, 1), False)
+
+
+def test_a_folder_is_anothers_only_when_nothing_is_left_in_it(path, precisions, tmp_path, monkeypatch):
+    """A kill before the folder is claimed leaves no table that could be taken for the new network's."""
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    weights = random_weights(precisions.network(uniform_precision(precisions, "fp32")))
+    shutil.copy(path, tmp_path / "table.json")
+    (tmp_path / "quantize.json").write_text("of another network")
+    monkeypatch.setattr("hwnas.pipeline.quantize.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _begin(tmp_path, precisions, weights, True)
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["of another network"]
 
 
 def test_a_block_that_the_device_refuses_ends_it(path, precisions, device, tmp_path):

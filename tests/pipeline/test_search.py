@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hwnas.data import load_dataset
-from hwnas.errors import InfeasibleError, InputError
+from hwnas.errors import InfeasibleError, InputError, UnavailableError
 from hwnas.ir.architecture import load_architecture
 from hwnas.ir.costs import MacsCost
 from hwnas.ir.space import Decision
@@ -253,6 +253,17 @@ def test_a_search_of_something_else_is_refused_and_left(search, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["constraints"]["max_latency_ms"] == budget_at(0.8)
 
 
+def test_an_interrupted_search_leaves_no_result_of_the_one_that_it_replaces(search, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    search(tmp_path, 0.7)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, 0.8, overwrite=True, progress=interrupt)
+    assert [file.name for file in tmp_path.iterdir()] == ["history.jsonl"]
+    search(tmp_path, 0.8)  # goes on
+
+
 # What does not fit together
 
 
@@ -290,6 +301,18 @@ def test_settings_that_cannot_be_are_refused(search, tmp_path, wrong):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(search, tmp_path, device):
+    with pytest.raises(UnavailableError, match=device):
+        search(tmp_path / "out", settings=replace(SETTINGS, device=device))
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_the_cpu_are_those_of_searches_that_could_not_choose(search, tmp_path):
+    search(tmp_path, settings=replace(SETTINGS, device="cpu"))
+    assert "device" not in json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0])["context"]
+
+
 def test_an_infeasible_limit_leaves_nothing(supernet_dir, dataset, tmp_path):
     with pytest.raises(InfeasibleError):
         search_supernet(supernet_dir, None, Constraint(TABLE, 1e-6, 1e-6, True), tmp_path / "out", SETTINGS, dataset=dataset)
@@ -306,7 +329,8 @@ def test_a_folder_without_a_supernet(tmp_path):
 def test_a_supernet_tells_its_space_and_data(supernet_dir, space, dataset):
     assert space_of_supernet(supernet_dir) == space
     assert load_training_data({"data_source": {"spec": DATA, "seed": 0}}).train.images.tobytes() == dataset.train.images.tobytes()
-    for info in ({}, {"data_source": None}, {"data_source": {}}, {"data_source": {"spec": 3}}):
+    for info in ({}, *({"data_source": source} for source in (
+            None, {}, {"spec": 3}, {"spec": DATA, "seed": None}, {"spec": DATA, "seed": "x"}))):
         with pytest.raises(InputError, match="hwnas train"):
             load_training_data(info)
 
