@@ -140,6 +140,30 @@ class Trellis:
         diagram.sample(columns, _generator(seed))
         return columns.T
 
+    def indices_within(self, max_cost: float | None, limit: int) -> Ints | None:
+        """Every network that fits, as option indices of shape (n, decisions), or None where more than `limit` do.
+
+        Nothing is rounded, so that these may be more than `count` counts.
+
+        Raises:
+            InfeasibleError: No network fits; names the achievable range.
+        """
+        slack = self._feasible_slack(max_cost)
+        rows = np.zeros((1, len(self.space.decisions)), np.int64)
+        state = np.zeros(1, np.intp)
+        spent = np.zeros(1, np.int64)
+        for stage, detour in zip(self._stages, self._detours, strict=True):
+            total = spent[:, None] + detour[state]
+            prefix, option = np.nonzero(total <= slack)
+            if prefix.size > limit:  # each has a way to the end without a detour, so that there are at least as many networks
+                return None
+            rows = rows[prefix]
+            if stage.column is not None:
+                rows[:, stage.column] = stage.options[option]
+            spent = total[prefix, option]
+            state = stage.target[state[prefix], option]
+        return rows
+
     # Costs of given networks
 
     def costs_of(self, indices: NDArray[np.integer[Any]]) -> Floats:

@@ -83,7 +83,7 @@ def search_evolution(trellis: Trellis, evaluate: Evaluate, max_cost: float | Non
     """
     config = config or EvolutionConfig()
     rng = np.random.default_rng(config.seed)
-    everything = all_within(trellis, max_cost, config.evaluations, rng)
+    everything = all_within(trellis, max_cost, config.evaluations)
     planned = config.evaluations if everything is None else len(everything)
     search = {"method": "evolution", "seed": config.seed, "config": asdict(config), "max_cost": finite_budget(max_cost)}
     score = Scorer(trellis, evaluate, search, planned, journal, progress)

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.trellis import Trellis
 
@@ -30,21 +28,14 @@ def novel(propose: Callable[[int], list[Architecture]], wanted: int, seen: set[A
     return found
 
 
-def all_within(trellis: Trellis, max_cost: float | None, limit: int, rng: np.random.Generator) -> list[Architecture] | None:
+def all_within(trellis: Trellis, max_cost: float | None, limit: int) -> list[Architecture] | None:
     """Every architecture within the budget, or None when there are more than `limit`.
-
-    Uniform samples are drawn until all are found (the coupon collector's problem): after n (ln n + 30) draws one of n is
-    missing with a probability below e^-30.
 
     Raises:
         InfeasibleError: There is none.
     """
-    count = trellis.count(max_cost)
-    if count > limit:
-        return None
-    draws = math.ceil(count * (math.log(max(count, 1)) + 30))
-    indices = np.unique(trellis.sample_indices(max(draws, 1), max_cost, rng), axis=0)
-    return trellis.space.architectures(indices)
+    indices = trellis.indices_within(max_cost, limit)
+    return None if indices is None else trellis.space.architectures(indices)
 
 
 def finite_budget(max_cost: float | None) -> float | None:

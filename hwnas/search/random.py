@@ -41,7 +41,7 @@ def search_random(trellis: Trellis, evaluate: Evaluate, max_cost: float | None, 
 
 def _draw(trellis: Trellis, max_cost: float | None, samples: int, rng: np.random.Generator) -> tuple[list[Architecture], bool]:
     # Where a sample would often repeat an earlier one, all are listed and shuffled instead.
-    everything = all_within(trellis, max_cost, 4 * samples, rng)
+    everything = all_within(trellis, max_cost, 4 * samples)
     if everything is None:
         return novel(lambda wanted: trellis.sample(wanted, max_cost, rng), samples, set()), False
     order = rng.permutation(len(everything))[:samples]

@@ -118,6 +118,8 @@ def _changed(trellis: Trellis, reference: Architecture) -> Iterator[Architecture
         for option in decision.options:
             if option != reference.choices[decision.name]:
                 try:
-                    yield space.architecture({**reference.choices, decision.name: option})
+                    changed = space.architecture({**reference.choices, decision.name: option})
+                    trellis.cost(changed)
                 except InputError:
-                    continue  # excluded by the choices around it
+                    continue  # excluded by the choices around it, or refused by the device
+                yield changed

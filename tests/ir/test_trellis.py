@@ -261,6 +261,23 @@ def test_huge_counts_are_exact(decisions, options):
     assert trellis.sample_indices(3, least + 3).shape == (3, decisions)
 
 
+@many
+@given(spaces_with_costs(), st.integers(1, 9))
+def test_those_within_a_budget_are_listed_whatever_the_resolution(case, resolution):
+    space, model = case
+    trellis = Trellis(space, model, resolution=resolution)
+    rows = possible_indices(space, model)
+    costs = trellis.costs_of(rows)
+    for budget in [None, *budgets_around(costs)[:12]]:
+        within = rows if budget is None else rows[costs <= budget]
+        if len(within):
+            assert sorted(trellis.indices_within(budget, len(within)).tolist()) == sorted(within.tolist())
+            assert trellis.indices_within(budget, len(within) - 1) is None
+        else:
+            with pytest.raises(InfeasibleError):
+                trellis.indices_within(budget, 10)
+
+
 # Sampling
 
 

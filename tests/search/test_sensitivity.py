@@ -1,6 +1,7 @@
 """The search of a front against every network scored, on scores that add up and on scores that do not quite."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -112,6 +113,17 @@ def test_options_that_may_not_follow_are_not_proposed():
     result = search_front(Trellis(space, MacsCost()), lambda some: [float(one.choices["a"] == "conv") for one in some],
                           [space.architecture({"a": "conv", "b": "conv"})])
     assert {str(one.architecture) for one in result.history} <= {"conv conv", "conv skip", "skip skip"}
+
+
+def test_options_that_a_device_refuses_are_not_proposed():
+    class Refusing(MacsCost):
+        def edge_cost(self, edge):
+            return math.inf if edge.block.kind == "mbconv" else super().edge_cost(edge)
+
+    score, asked = scorer(0)
+    result = search_front(Trellis(SPACE, Refusing()), score, references()[:1])
+    assert result.evaluations == len(asked) > 6
+    assert all("large" not in one.choices.values() for one in asked)
 
 
 def test_an_interrupted_search_goes_on(tmp_path):
