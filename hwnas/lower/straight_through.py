@@ -10,8 +10,10 @@ Or the scale follows statistics, and only the input has a gradient (`follow_stat
 whose multiples reach three standard deviations: of a bell curve with the batch's mean square, or, without a sign, of one whose
 positive half has it, as after ReLU (the half-wave Gaussian of HWGQ-Net, Cai et al., arXiv 1702.00953). The scale is a moving
 average of that, and fixed at evaluation (Jacob et al., arXiv 1712.05877, sec. 3.1). Departures: Jacob et al. average extremes, to
-which few bits would lose their resolution; HWGQ-Net's steps are those of least error for a power of 1. A batch is rounded with
-the scale from before it, so that processes that share a batch round alike.
+which few bits would lose their resolution; HWGQ-Net's steps are those of least error for a power of 1.
+
+A batch is rounded with the scale from before it. Processes begin a step with one scale, and their scales are averaged when it
+ends; within it (micro-batches, further paths) each follows its own images.
 """
 
 from typing import Any

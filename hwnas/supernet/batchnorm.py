@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from hwnas.lower.straight_through import QuantizedConv, quantize_weight
 from hwnas.lower.torch import NetworkModule
 
 
@@ -88,5 +89,8 @@ def fold_batch_norm(module: NetworkModule) -> None:
         source = node.inputs[0]
         conv, norm = module._modules.get(source), module._modules[node.name]
         if isinstance(norm, _BatchNorm) and isinstance(conv, nn.Conv2d) and readers[source] == 1:
+            if isinstance(conv, QuantizedConv):  # its weights are rounded as they are, not as the batch norm scales them
+                conv.weight = nn.Parameter(quantize_weight(conv.weight, conv.weight_format))
+                conv.weight_format = "fp32"
             module._modules[source] = fuse_conv_bn_eval(conv, norm)
             module._modules[node.name] = nn.Identity()

@@ -121,18 +121,19 @@ def load_optimizers(model: nn.Module, optimizers: Mapping[str, torch.optim.Optim
 
     Raises:
         KeyError: A tensor is of another optimiser or parameter.
-        RuntimeError: A tensor has another shape than its parameter.
+        ValueError: A tensor has another shape than its parameter.
     """
     parameters = dict(model.named_parameters())
     for path, tensor in tensors.items():
         label, key, name = path.split("/", 2)
         parameter = parameters[name]
         group = next(each for each in optimizers[label].param_groups if any(one is parameter for one in each["params"]))
-        if key == "step" and not (group.get("capturable") or group.get("fused")):  # a count, which PyTorch keeps on the CPU
-            value = tensor
+        if tensor.shape != (() if key == "step" else parameter.shape):
+            raise ValueError(f"{path} has the shape {tuple(tensor.shape)}")
+        if key == "step":  # a count, which PyTorch keeps on the CPU unless it is told otherwise
+            value = tensor.to(parameter.device) if group.get("capturable") or group.get("fused") else tensor
         else:
-            value = torch.empty_like(parameter, dtype=tensor.dtype) if tensor.shape == parameter.shape else torch.empty_like(
-                tensor, device=parameter.device)
+            value = torch.empty_like(parameter, dtype=tensor.dtype)
             value.copy_(tensor)
         optimizers[label].state[parameter][key] = value
 

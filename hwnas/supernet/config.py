@@ -24,7 +24,8 @@ class LoopConfig:
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images in a step, over all processes and micro-batches; an epoch's last, partial batch is left out.
-        accumulation: Micro-batches that a step is computed in, one after the other, for want of memory. Batch norm sees each.
+        accumulation: Micro-batches that a step is computed in, one after the other, for want of memory. Batch norm, and
+            ranges that follow statistics, see each.
         learning_rate: At its peak.
         schedule: How it falls to 0: "linear" (the paper's) or "cosine".
         warmup_steps: Steps over which it first rises linearly.

@@ -124,7 +124,8 @@ class FBNet(Differentiable):
 
 @dataclass(frozen=True)
 class Proxyless(Differentiable):
-    """Binary gates. Adam has no momentum, as in the released code, so that only sampled options move."""
+    """Binary gates. Adam has no momentum, as in the released code, so that cross-entropy moves sampled options alone; what leads
+    the latency to a target moves all."""
 
     share: float = 0.2
     warmup: float = 1 / 9
@@ -192,7 +193,7 @@ class _Update(NamedTuple):
         cross_entropy: On the architecture's images; a scalar.
         cross_entropy_gradient: With respect to the logits, (options,).
         cost_gradient: Likewise, of the expected cost.
-        pairs: Options between which the update shifts probability and no others, (pairs, 2); None for all.
+        pairs: Options between which the gradient step shifts probability and no others, (pairs, 2); None for all.
     """
 
     cross_entropy: Tensor
@@ -250,10 +251,15 @@ class _Search:
         flow = self.architecture.flow()  # uniform, for a checkpoint is only loaded later
         self.start, self.start_deviation = float(flow.expected_cost().detach()), float(flow.cost_variance().detach().sqrt())
         self.cost_name = "expected_latency_ms" if costs.unit == "ms" else f"expected_{costs.unit}"
+        self.deviation_name = "latency_deviation_ms" if costs.unit == "ms" else f"deviation_{costs.unit}"
         self.tracking = [module for module in way.supernet.modules() if isinstance(module, nn.BatchNorm2d | Quantizer)]
 
     def update(self, step: int, inner: Batch, outer: Batch, optimizer: torch.optim.SGD) -> dict[str, float]:
-        """As `OuterUpdate.update`."""
+        """As `OuterUpdate.update`.
+
+        Among the figures is the expected cost before the update, and in the updates in which `Target` leads the cost's standard
+        deviation, what that was before it was led: if it stays far above 5 % of the target, that is out of reach.
+        """
         logits, latency = self.architecture.logits, self.settings.latency
         cost = self.architecture.expected_cost()
         with _no_running_statistics(self.tracking):
@@ -265,18 +271,23 @@ class _Search:
         logits.grad = None
         if found.pairs is not None:
             _keep_mass(logits, before, found.pairs)
-        if isinstance(latency, Target):
-            self._lead(latency, (step + 1 - self.first_step) / self.updates)
-        return {"cross_entropy": float(found.cross_entropy), self.cost_name: float(cost.detach()), **self.architecture.figures(),
-                **self.way.figures(step)}
+        led = self._lead(latency, (step + 1 - self.first_step) / self.updates) if isinstance(latency, Target) else {}
+        return {"cross_entropy": float(found.cross_entropy), self.cost_name: float(cost.detach()), **led,
+                **self.architecture.figures(), **self.way.figures(step)}
 
-    def _lead(self, latency: Target, progress: float) -> None:
-        """Moves the cost's deviation, then its mean, to what is due after a share of the updates."""
+    def _lead(self, latency: Target, progress: float) -> dict[str, float]:
+        """Moves the cost's deviation, then its mean, to what is due after a share of the updates.
+
+        Returns:
+            The deviation that was found, once it is led: a figure to log.
+        """
         logits, furthest = self.architecture.logits, _TRAVEL * self.learning_rate
+        figures = {}
         limit = latency.most_deviation(self.start_deviation, self.target, progress)
         if limit < math.inf:
             variance = self.architecture.flow().cost_variance()
             deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()  # at 0 it would have no gradient
+            figures[self.deviation_name] = float(deviation.detach())
             (slope,) = torch.autograd.grad(deviation, logits)
             within = deviation.detach().clamp(max=limit)
             move_towards(within, logits, deviation, slope, _PULL * self.learning_rate)
@@ -285,6 +296,7 @@ class _Search:
             cost = self.architecture.expected_cost()
             (slope,) = torch.autograd.grad(cost, logits)
             move_towards(goal, logits, cost, slope, furthest)
+        return figures
 
 
 class _Mixed(_Way):

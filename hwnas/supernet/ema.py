@@ -41,10 +41,12 @@ class WeightAverage:
 
         Raises:
             KeyError: One is missing.
-            RuntimeError: One has another shape.
+            ValueError: One has another shape.
         """
         for name, tensor in self.average.items():
-            tensor.copy_(stored[name].reshape(tensor.shape))
+            if stored[name].shape != tensor.shape:
+                raise ValueError(f"{name} has the shape {tuple(stored[name].shape)}")
+            tensor.copy_(stored[name])
 
     @torch.no_grad()
     def apply(self) -> None:

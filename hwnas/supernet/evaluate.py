@@ -10,7 +10,8 @@ image's answer then depends on those beside it, so such a score is no forecast f
 the batches are always the same, it is still the same for the same architecture.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,16 +57,16 @@ class SupernetEvaluator:
                 depend on `batch_size`.
 
         Raises:
-            InputError: A number is below 1, more validation images are asked for than there are, a batch whose statistics
-                are wanted has one image, or the dataset does not fit the space.
+            InputError: A number is below 1, or calibration_images below 2, more validation images are asked for than there
+                are, a batch whose statistics are wanted has one image, or the dataset does not fit the space.
         """
         check_dataset(dataset, supernet.space.input_shape)
         available = len(dataset.validation)
         wanted = available if validation_images is None else validation_images
-        for name, value, high in (("validation_images", wanted, available), ("calibration_images", calibration_images, None),
-                                  ("batch_size", batch_size, None)):
+        for name, value, high in (("validation_images", wanted, available), ("batch_size", batch_size, None)):
             if value < 1 or (high is not None and value > high):
                 raise InputError(f"{name} must be at least 1{f' and at most {high}' if high else ''}, but is {value}.")
+        _check_calibration_images(calibration_images)
         if batch_statistics and wanted // -(-wanted // batch_size) < 2:
             short = "validation_images" if wanted == 1 else "batch_size"
             raise InputError(f"Batch statistics need at least 2 images in every batch, but {wanted} validation images in batches "
@@ -114,21 +115,21 @@ def evaluate_module(module: nn.Module, dataset: Dataset, images: NDArray[np.uint
     Raises:
         VerificationError: Outputs are not finite.
     """
-    training = module.training
+    modes = {each: each.training for each in module.modules()}
     device = module_device(module)
     correct = torch.zeros((), dtype=torch.long, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     module.eval()
     try:
         with torch.inference_mode():
-            batches = -(-len(images) // batch_size)
-            for part, answers in zip(np.array_split(images, batches), np.array_split(labels, batches), strict=True):
+            for part, answers in zip(_parts(images, batch_size), _parts(labels, batch_size), strict=True):
                 logits = module(_batch(dataset, part, device, module))
                 target = torch.from_numpy(answers).to(device)
                 correct += (logits.argmax(1) == target).sum()
                 finite &= logits.isfinite().all()
     finally:
-        module.train(training)
+        for each, mode in modes.items():
+            each.training = mode
     if not finite:
         raise VerificationError("A network's outputs must be finite, but it gives NaN or infinity on validation images: train "
                                 "again with a lower learning rate.")
@@ -140,19 +141,20 @@ def recalibrated(supernet: Supernet, architecture: Architecture, dataset: Datase
     """Extracts a network and recomputes its batch-norm statistics on the first training images.
 
     Raises:
-        InputError: The architecture is not of the supernet's space.
+        InputError: The architecture is not of the supernet's space, or calibration_images is below 2.
     """
-    if calibration_images < 1:
-        raise InputError(f"calibration_images must be at least 1, but is {calibration_images}.")
+    _check_calibration_images(calibration_images)
     module = extract(supernet, architecture).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    images = dataset.train.images[:calibration_images]
-    recalibrate_batch_norm(module, _batches(dataset, images, _CALIBRATION_BATCH, module_device(module), module))
+    device = module_device(module)
+    parts = _parts(dataset.train.images[:calibration_images], _CALIBRATION_BATCH)
+    recalibrate_batch_norm(module, (_batch(dataset, part, device, module) for part in parts))
     return module
 
 
 def inherited_weights(supernet: Supernet, architecture: Architecture, dataset: Dataset, *,
                       calibration_images: int = 1024) -> dict[str, NDArray[np.float32]]:
-    """The weights with which the evaluator scored an architecture: what is exported, or where retraining starts.
+    """An architecture's weights, batch norm recalibrated: what is exported, where retraining starts, and, but for scores by
+    batch statistics, what the evaluator scored.
 
     Raises:
         InputError: The architecture is not of the supernet's space.
@@ -189,11 +191,15 @@ def _forget_statistics(module: nn.Module) -> None:
             norm.running_mean = norm.running_var = None
 
 
-def _batches(dataset: Dataset, images: NDArray[np.uint8], batch_size: int, device: torch.device, module: nn.Module
-             ) -> Iterator[Tensor]:
-    """Normalised batches, the last one possibly smaller."""
-    for start in range(0, len(images), batch_size):
-        yield _batch(dataset, images[start:start + batch_size], device, module)
+def _check_calibration_images(number: int) -> None:
+    if number < 2:  # one has no variance
+        raise InputError(f"calibration_images must be at least 2, but is {number}.")
+
+
+def _parts(array: NDArray[Any], size: int) -> list[NDArray[Any]]:
+    """As few parts of at most this size as can be, and as equal in size as can be: none counts for more than it should."""
+    parts: list[NDArray[Any]] = np.array_split(array, -(-len(array) // size))
+    return parts
 
 
 def _batch(dataset: Dataset, images: NDArray[np.uint8], device: torch.device, module: nn.Module) -> Tensor:

@@ -159,7 +159,9 @@ class Target(LatencyLoss):
         distribution's."""
         if progress <= self.approach:
             return math.inf
-        return start + (min(start, _SPREAD * target) - start) * (progress - self.approach) / (1 - self.approach)
+        spread = _SPREAD * target
+        start = max(start, spread)
+        return start + (spread - start) * (progress - self.approach) / (1 - self.approach)
 
     def check(self, trellis: Trellis, target: float) -> None:
         super().check(trellis, target)

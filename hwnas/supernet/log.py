@@ -26,7 +26,7 @@ class TrainLog:
         except ImportError:
             raise UnavailableError("Logs are written with TensorBoard, which is not installed: run pip install tensorboard, or "
                                    "set log_steps to 0.") from None
-        _wait_for_a_later_name(folder)
+        _give_earlier_names(folder)
         self._writer = SummaryWriter(folder, purge_step=steps_done + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -43,12 +43,21 @@ class TrainLog:
         self._writer.close()
 
 
-def _wait_for_a_later_name(folder: Path) -> None:
+_NAME = re.compile(r"(events\.out\.tfevents\.)(\d{10})(\..*)")
+
+
+def _give_earlier_names(folder: Path) -> None:
     """TensorBoard reads a folder's files in the order of their names, which begin with the second, then host and process.
 
-    Of two sessions in one second the later one could be read first, and the earlier one would then withdraw its records.
+    Of two sessions in one second, or with a clock that was set back between them, the later one could be read first, and the
+    earlier one would then withdraw its records. So the names of earlier sessions are made earlier than now, in their order.
     """
-    names = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.glob("events.out.tfevents.*")]
-    latest = max((int(name.group(1)) for name in names if name), default=0)
-    if latest == int(time.time()):
-        time.sleep(max(0.0, latest + 1 - time.time()))
+    second = int(time.time())
+    renamed: list[tuple[Path, Path]] = []
+    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+        name = _NAME.fullmatch(path.name)
+        if name:
+            second = min(second - 1, int(name[2]))
+            renamed.append((path, path.with_name(f"{name[1]}{second:010}{name[3]}")))
+    for path, earlier in reversed(renamed):  # the first session's first, so that none replaces another's
+        path.rename(earlier)

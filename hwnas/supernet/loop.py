@@ -323,13 +323,13 @@ class _Loop:
         broken = _first_nonfinite(weights)
         if broken is not None:
             raise self._diverged(f"the weights are not finite, {broken!r} first,")
+        if log is not None:
+            log.flush()  # first: records that no checkpoint holds are withdrawn by the next session, missing ones are lost
         if self.group.is_first:
             document = {"identity": self.identity, "seconds": state.seconds, "loss_sum": state.loss_sum,
                         "epoch_losses": state.epoch_losses, "loss_scale": asdict(self.loss_scale)}
             save_checkpoint(self.folder, state.step, document, {
                 "weights": weights, "optimizers": optimizer_tensors(self.model, self.optimizers), "average": averages})
-        if log is not None:
-            log.flush()
         self.saved_step = state.step
 
     def _restore(self) -> TrainState:

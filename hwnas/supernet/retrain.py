@@ -151,8 +151,14 @@ def _distillation_identity(teacher: nn.Module | None, distillation: Distillation
 
 
 def _weights_hash(weights: Weights) -> str:
+    """SHA-256 of weights, batch norm's running statistics left out.
+
+    Recalibrated ones follow from the other weights and the data, but for their last bits, which depend on the number of threads.
+    """
     digest = hashlib.sha256()
     for name in sorted(weights):
+        if name.endswith((".running_mean", ".running_var")):
+            continue
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(weights[name], np.float32).data)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from hwnas.data import Dataset
 from hwnas.errors import InputError
-from hwnas.files import read_json, write_json
+from hwnas.files import locked, read_json, write_json
 from hwnas.supernet.checkpoint import read_tensors, require_same, write_tensors
 from hwnas.supernet.config import LoopConfig
 from hwnas.supernet.distributed import Group, joined
@@ -51,12 +52,14 @@ class Run:
         kind: "supernet" or "network": stem of its files and part of their schema.
         identity: What a later session must share with this one to continue it, JSON-able.
         header: What else its file tells the next stage, JSON-able.
+        derived: Names of files that its caller makes from a finished run; they go when it is overwritten.
     """
 
     folder: Path
     kind: str
     identity: dict[str, Any]
     header: dict[str, Any]
+    derived: tuple[str, ...] = ()
 
     @property
     def document_path(self) -> Path:
@@ -74,14 +77,16 @@ class Run:
                 progress: ProgressCallback | None) -> TrainResult:
         """Starts, continues, or merely reports the run, whichever its folder calls for.
 
-        Under `torchrun` every process calls this; the first one writes.
+        Under `torchrun` every process calls this; the first one writes, and keeps runs of others out of the folder meanwhile.
 
         Raises:
-            InputError: The folder holds another run or damaged files.
+            InputError: The folder holds another run or damaged files, or another process is training into it.
             UnavailableError: The device or another process is not usable here.
             VerificationError: Training diverged.
         """
-        with joined(config.device) as group:
+        reports = self.document_path.exists() and not overwrite  # which needs no lock, and no folder that can be written
+        with joined(config.device) as group, (
+                locked(self.document_path, self.kind) if group.is_first and not reports else nullcontext()):
             return self._execute(task, dataset, config, overwrite, progress, group)
 
     def _execute(self, task: Task, dataset: Dataset, config: LoopConfig, overwrite: bool, progress: ProgressCallback | None,
@@ -110,7 +115,8 @@ class Run:
     def _clear(self) -> None:
         """Deletes an earlier run's files and no others; first the one without which it is not a finished run."""
         self.document_path.unlink(missing_ok=True)
-        (self.folder / f"{self.kind}.safetensors").unlink(missing_ok=True)
+        for name in (f"{self.kind}.safetensors", *self.derived):
+            (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
         for log in self.log_folder.glob("events.out.tfevents.*"):
             log.unlink()

@@ -74,10 +74,9 @@ def train_supernet(space: Space, dataset: Dataset, output_dir: str | os.PathLike
                 "settings": settings_to_dict(settings), "budget": budget and budget.identity(space)}
     header = {"space": space.to_dict(), "data_source": None if data_source is None else dict(data_source)}
     folder = Path(output_dir)
-    if overwrite:
-        (folder / ARCHITECTURE_FILE).unlink(missing_ok=True)
-    result = Run(folder, _KIND, identity, header).execute(task, dataset, config, overwrite, progress)
-    if is_differentiable(config.method) and not (folder / ARCHITECTURE_FILE).exists():
+    run = Run(folder, _KIND, identity, header, derived=(ARCHITECTURE_FILE,))
+    result = run.execute(task, dataset, config, overwrite, progress)
+    if is_differentiable(config.method) and not (result.already_trained and (folder / ARCHITECTURE_FILE).exists()):
         document = {"space": space.name, "space_hash": space.hash, "probabilities": _shown(load_architecture(folder, space))}
         write_json(folder / ARCHITECTURE_FILE, document)
     return result

@@ -1,4 +1,4 @@
-"""Torch on one thread, so that results repeat to the bit; and what most tests here share."""
+"""Torch on one thread and with one seed, so that results repeat to the bit; and what most tests here share."""
 
 import pytest
 import torch
@@ -9,9 +9,10 @@ from tests.supernet.samples import tiny_dataset, tiny_space
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def repeatable():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
 

@@ -1,14 +1,17 @@
 """Tasks for the loop's own tests: a network without batch norm, and one whose mixture an outer update moves."""
 
 import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hwnas.supernet.config import LoopConfig
-from hwnas.supernet.loop import OuterUpdate, Task
+from hwnas.supernet.loop import OuterUpdate, ProgressCallback, Task
 from hwnas.supernet.precision import LossScale
 from tests.supernet.samples import CLASSES
 
@@ -67,3 +70,30 @@ def child_environment() -> dict[str, str]:
     """For a process of its own that imports these tests."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+
+
+def wait_at(step: int) -> ProgressCallback:
+    """Tells of every step, and in one waits until the test kills this process or closes its standard input."""
+    def progress(done: int, *_: float) -> None:
+        print(done, flush=True)
+        if done == step:
+            sys.stdin.read()
+
+    return progress
+
+
+def kill_at(step: int, script: str, folder: Path) -> None:
+    """Kills a script that trains in a folder at the end of a step, before its checkpoint.
+
+    Args:
+        step: The script's second argument; for `wait_at`.
+        script: Python.
+        folder: Its first argument.
+    """
+    with subprocess.Popen([sys.executable, "-c", script, str(folder), str(step)], env=child_environment(), text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            assert f"{step}\n" in child.stdout
+        finally:
+            child.kill()
+    assert child.returncode == -signal.SIGKILL

@@ -9,6 +9,7 @@ from torch import nn
 
 from hwnas.ir.blocks import ConvBlock, MBConv
 from hwnas.ir.network import build_network
+from hwnas.ir.quantized import HalfPrecision
 from hwnas.lower.torch import to_torch
 from hwnas.lower.weights import random_weights
 from hwnas.supernet.batchnorm import fold_batch_norm, recalibrate_batch_norm
@@ -79,3 +80,15 @@ def test_folding_keeps_the_outputs(module):
         folded = module(images)
     assert not any(isinstance(each, nn.BatchNorm2d) for each in module.modules())
     np.testing.assert_allclose(folded, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["bf16", "fp16"])
+def test_folding_scales_rounded_weights_and_does_not_round_scaled_ones(format):
+    network = build_network((3, 6, 6), [("block", HalfPrecision(ConvBlock(4), format))])
+    module = to_torch(network, random_weights(network, 1)).eval()
+    images = batches(1)[0]
+    with torch.inference_mode():
+        expected = module(images)
+        fold_batch_norm(module)
+        assert not any(isinstance(each, nn.BatchNorm2d) for each in module.modules())
+        np.testing.assert_allclose(module(images), expected, rtol=1e-5, atol=1e-5)

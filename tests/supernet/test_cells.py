@@ -290,7 +290,7 @@ def test_scores_are_those_of_the_recalibrated_networks():
     for architecture in architectures:
         module = to_torch(supernet.space.network(architecture), extract_weights(supernet, architecture))
         train = torch.from_numpy(dataset.normalise(dataset.train.images))
-        recalibrate_batch_norm(module, [train[:128], train[128:]])
+        recalibrate_batch_norm(module, [train[:80], train[80:]])
         with torch.inference_mode():
             predicted = module.eval()(torch.from_numpy(dataset.normalise(dataset.validation.images))).argmax(1).numpy()
         expected.append(float((predicted == dataset.validation.labels).mean()))

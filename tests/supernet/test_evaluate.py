@@ -18,6 +18,7 @@ from hwnas.supernet import (
     inherited_weights,
     recalibrate_batch_norm,
 )
+from hwnas.supernet.evaluate import recalibrated
 from tests.supernet.samples import tiny_dataset
 
 
@@ -38,7 +39,7 @@ def poisoned(split):
 
 def accuracy_by_hand(supernet, architecture, dataset, split, calibration):
     module = extract(supernet, architecture)
-    train = [torch.from_numpy(dataset.normalise(dataset.train.images[i:i + 128])) for i in range(0, calibration, 128)]
+    train = [torch.from_numpy(dataset.normalise(dataset.train.images[i:i + 80])) for i in range(0, calibration, 80)]
     recalibrate_batch_norm(module, train)
     with torch.inference_mode():
         predicted = module.eval()(torch.from_numpy(dataset.normalise(split.images))).argmax(1).numpy()
@@ -102,8 +103,18 @@ def test_outputs_that_are_not_finite_name_the_architecture(space, architectures,
         SupernetEvaluator(broken, dataset)([architectures[1]])
 
 
+def test_every_calibration_image_counts_as_much_as_another(supernet, architectures, dataset):
+    """129 images are no batch of 128 and one of a single image, which would weigh as much."""
+    found = recalibrated(supernet, architectures[0], dataset, calibration_images=129)
+    expected = extract(supernet, architectures[0])
+    images = torch.from_numpy(dataset.normalise(dataset.train.images[:129]))
+    recalibrate_batch_norm(expected, [images[:65], images[65:]])
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("arguments", [{"validation_images": 0}, {"validation_images": 81}, {"calibration_images": 0},
-                                       {"batch_size": 0}])
+                                       {"calibration_images": 1}, {"batch_size": 0}])
 def test_numbers_out_of_range_are_refused(supernet, dataset, arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):
         SupernetEvaluator(supernet, dataset, **arguments)
@@ -137,6 +148,14 @@ def test_evaluate_module_counts_correct_answers(dataset):
             return nn.functional.one_hot(torch.from_numpy(np.where(right, labels, (labels + 1) % 4)), 4).float()
 
     assert evaluate_module(Oracle(), dataset, dataset.validation.images, dataset.validation.labels, 32) == 60 / 80
+
+
+def test_every_layer_is_left_in_its_mode(dataset):
+    frozen = nn.BatchNorm2d(3)
+    model = nn.Sequential(frozen, nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    frozen.eval()
+    evaluate_module(model, dataset, dataset.validation.images, dataset.validation.labels)
+    assert [each for each in model.modules() if not each.training] == [frozen]
 
 
 # Statistics of the evaluation batches

@@ -4,9 +4,7 @@ import dataclasses
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -25,24 +23,19 @@ from hwnas.supernet.loop import OuterUpdate, Task, run_loop
 from hwnas.supernet.paths import uniform_paths
 from hwnas.supernet.precision import LossScale
 from hwnas.supernet.single_path import single_path_task
-from tests.supernet.loop_samples import CONFIG, EVERYTHING, Mixed, child_environment, mixed_task, plain_network, plain_task
+from tests.supernet.loop_samples import CONFIG, EVERYTHING, Mixed, kill_at, mixed_task, plain_network, plain_task
 from tests.supernet.samples import CLASSES, interrupt
 
 CHILD = """
-import dataclasses, sys, time
+import dataclasses, sys
 from pathlib import Path
-from hwnas.supernet.interrupt import deferred_interrupt
 from hwnas.supernet.loop import run_loop
-from tests.supernet.loop_samples import EVERYTHING, Mixed, mixed_task
+from tests.supernet.loop_samples import EVERYTHING, Mixed, mixed_task, wait_at
 from tests.supernet.samples import tiny_dataset
-
-def progress(step, *_):
-    print(step, flush=True)
-    time.sleep(0.02)
 
 folder = Path(sys.argv[1])
 run_loop(mixed_task(Mixed(1)), tiny_dataset(), dataclasses.replace(EVERYTHING, checkpoint_seconds=0.0), {}, folder / "checkpoint",
-         progress, log_folder=folder / "logs")
+         wait_at(int(sys.argv[2])), log_folder=folder / "logs")
 """
 
 
@@ -131,20 +124,12 @@ def test_a_run_with_every_feature_resumes_to_the_bit(dataset, uninterrupted, tmp
 
 
 def test_a_killed_run_with_every_feature_resumes_to_the_bit(dataset, uninterrupted, tmp_path):
-    for kill_at in (3, 10):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], env=child_environment(), stdout=subprocess.PIPE,
-                                 text=True)
-        for line in child.stdout:
-            if int(line) >= kill_at:
-                break
-        time.sleep(0.013)  # into the next step or its checkpoint
-        child.kill()
-        child.stdout.close()
-        assert child.wait() == -signal.SIGKILL
+    for step in (3, 10):
+        kill_at(step, CHILD, tmp_path)
     model, steps = Mixed(9), []
     run_loop(mixed_task(model), dataset, EVERYTHING, {}, tmp_path / "checkpoint", lambda step, *_: steps.append(step),
              log_folder=tmp_path / "logs")
-    assert steps[0] >= 10
+    assert steps[0] == 10
     assert_same(model, uninterrupted[0])
     assert scalars(tmp_path / "logs") == uninterrupted[1]
 

@@ -1,6 +1,7 @@
 """Ranges that follow statistics in training: what moves the scales, and that they survive interruption, ranks and extraction."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -29,13 +30,14 @@ from hwnas.supernet import (
     train_supernet,
 )
 from hwnas.supernet.batches import Feed
+from hwnas.supernet.batchnorm import running_statistics
 from hwnas.supernet.checkpoint import load_checkpoint
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.differentiable import Darts, Differentiable, FBNet, differentiable_task
 from hwnas.supernet.distributed import Group
 from hwnas.supernet.loop import run_loop
 from hwnas.supernet.retrain import network_task
-from tests.supernet.loop_samples import plain_network
+from tests.supernet.loop_samples import plain_network, plain_task
 from tests.supernet.samples import CLASSES, interrupt
 from tests.supernet.test_distributed import two
 
@@ -96,6 +98,37 @@ def test_scales_move_and_nothing_else_moves_them(dataset: Dataset, tmp_path) -> 
     assert stored["optimizers"] and not any(name.endswith("scale") for name in stored["optimizers"])
     for name, scale in scales(module).items():  # the moving average of weights takes them along
         assert stored["average"][name] == scale != stored["weights"][name]
+
+
+def test_every_micro_batch_moves_a_scale(dataset: Dataset, tmp_path) -> None:
+    """By the formula, in numpy."""
+    config = dataclasses.replace(CONFIG, accumulation=2)
+    model = rounding_first()
+    expected = float(model[0].scale.detach())
+    run_loop(plain_task(model), dataset, config, {}, tmp_path)
+    feed = Feed(dataset, config, Group(), torch.device("cpu"))
+    for batch in feed.batches(0, 20):
+        for index in range(2):
+            images = feed.part(batch, index)[0].double().numpy()
+            expected = 0.9 * expected + 0.1 * 3 * np.sqrt(np.mean(images**2)) / 8
+    assert float(model[0].scale) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what PyTorch imports for compiling
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++")
+def test_a_compiled_network_moves_the_same_scales_and_running_statistics(dataset: Dataset, tmp_path) -> None:
+    found = []
+    for compiled in (False, True):
+        module = to_torch(network())
+        before = scales(module)
+        config = dataclasses.replace(CONFIG, accumulation=2, learning_rate=1e-9, compile=compiled)  # keeps last bits from growing
+        run_loop(network_task(module, 0.1), dataset, config, {}, tmp_path / str(compiled))
+        assert all(scales(module)[name] != scale for name, scale in before.items())
+        found.append(scales(module) | running_statistics(module))
+    assert found[0].keys() == found[1].keys()
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_network_learns_and_resumes_to_the_bit(dataset: Dataset, tmp_path) -> None:

@@ -133,6 +133,23 @@ def test_a_taught_run_resumes_to_the_bit_and_only_with_its_teacher(space, datase
     assert train_network(network, dataset, whole, config, teacher=teacher).already_trained
 
 
+def test_the_last_bits_of_recalibrated_statistics_make_no_other_run(space, dataset, architecture, teacher, tmp_path):
+    """They depend on the number of threads, with which a run may be continued."""
+    network, config = space.network(architecture), dataclasses.replace(CONFIG, epochs=1)
+    weights, teacher = extract_weights(build_supernet(space, 5), architecture), copy.deepcopy(teacher)
+    train_network(network, dataset, tmp_path, config, weights=weights, teacher=teacher)
+    weights = {name: np.nextafter(array, np.float32(2)) if name.endswith(".running_var") else array
+               for name, array in weights.items()}
+    for name, buffer in teacher.named_buffers():
+        if name.endswith(".running_var"):
+            buffer *= 1 + 2**-23
+    assert train_network(network, dataset, tmp_path, config, weights=weights, teacher=teacher).already_trained
+    name = next(name for name in weights if name.endswith(".weight"))
+    with pytest.raises(InputError, match="initial_weights_sha256 was"):
+        train_network(network, dataset, tmp_path, config, weights=weights | {name: np.nextafter(weights[name], np.float32(2))},
+                      teacher=teacher)
+
+
 def test_a_teacher_that_does_not_fit_is_refused(space, dataset, architecture, tmp_path):
     network = space.network(architecture)
     other = tiny_space(classes=5)

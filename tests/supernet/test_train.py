@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import torch
 
 from hwnas.data import load_dataset
 from hwnas.errors import InputError, UnavailableError, VerificationError
+from hwnas.files import locked
 from hwnas.ir.blocks import Head, MBConv, Stem
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, Fixed, SearchSpace
@@ -22,22 +21,45 @@ from hwnas.supernet import SupernetEvaluator, TrainConfig, build_supernet, load_
 from hwnas.supernet.loop import Task, run_loop
 from hwnas.supernet.paths import uniform_paths
 from hwnas.supernet.single_path import single_path_task
+from hwnas.supernet.train import ARCHITECTURE_FILE
+from tests.supernet.loop_samples import child_environment, kill_at
 from tests.supernet.samples import CONFIG, interrupt, tiny_dataset, tiny_space
 
-ROOT = Path(__file__).parents[2]
 STEPS = 20
 
 CHILD = """
-import dataclasses, sys, time
+import dataclasses, sys
 from hwnas.supernet import train_supernet
-from tests.supernet.samples import CONFIG, tiny_dataset, tiny_space, interrupt
-
-def progress(step, total, loss, images_per_second):
-    print(step, flush=True)
-    time.sleep(0.02)
+from tests.supernet.loop_samples import wait_at
+from tests.supernet.samples import CONFIG, tiny_dataset, tiny_space
 
 train_supernet(tiny_space(), tiny_dataset(), sys.argv[1], dataclasses.replace(CONFIG, checkpoint_seconds=0.0),
-               progress=progress)
+               progress=wait_at(int(sys.argv[2])))
+"""
+
+# One process after the other goes on with the run, and kills itself before it puts in place or deletes a certain file of a
+# checkpoint. Each tells which step can be continued from. They are forks, since importing takes longer than training here.
+DYING = """
+import dataclasses, json, os, signal, sys
+from pathlib import Path
+from hwnas.supernet import train_supernet
+from tests.supernet.samples import CONFIG, tiny_dataset, tiny_space
+
+def dying(function):
+    def either(*paths):
+        if Path(paths[-1]).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*paths)
+    return either
+
+os.replace, os.unlink = dying(os.replace), dying(os.unlink)
+state = Path(sys.argv[1], "checkpoint", "state.json")
+for name in sys.argv[2:]:
+    if os.fork() == 0:
+        train_supernet(tiny_space(), tiny_dataset(), sys.argv[1], dataclasses.replace(CONFIG, checkpoint_seconds=0.0))
+        os._exit(0)
+    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL, name
+    print(json.loads(state.read_text())["step"] if state.exists() else 0)
 """
 
 
@@ -112,41 +134,42 @@ def test_a_step_is_torchs_own_sgd_on_the_smoothed_loss(space, dataset, tmp_path)
 
 
 def test_a_killed_run_resumes_to_the_bit(reference, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for kill_at in (4, 11):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, env=environment,
-                                 stdout=subprocess.PIPE, text=True)
-        for line in child.stdout:
-            if int(line) >= kill_at:
-                break
-        time.sleep(0.013)  # into the next step or its checkpoint
-        child.kill()
-        child.stdout.close()
-        assert child.wait() == -signal.SIGKILL
+    for step in (4, 11):
+        kill_at(step, CHILD, tmp_path)
         assert not (tmp_path / "supernet.json").exists()
-        assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] >= kill_at - 1
+        assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == step - 1
 
     steps = []
     result = train_supernet(tiny_space(), tiny_dataset(), tmp_path, CONFIG, progress=lambda step, *_: steps.append(step))
-    assert steps[0] >= 11  # continued, at most a step before what was reported
+    assert steps[0] == 11
     assert weights_of(tmp_path) == weights_of(reference)
     expected = json.loads((reference / "supernet.json").read_text())["epoch_losses"]
     assert list(result.epoch_losses) == expected
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_a_run_killed_within_a_checkpoint_resumes_to_the_bit(reference, tmp_path):
+    deaths = {"optimizers-000000001.safetensors": 0, "optimizers-000000006.safetensors": 5, "state.json": 5,
+              "weights-000000005.safetensors": 6}  # the last is deleted once that of step 6 stands
+    done = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), *deaths], env=child_environment(), capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [int(step) for step in done.stdout.split()] == [*deaths.values()]
+    train_supernet(tiny_space(), tiny_dataset(), tmp_path, CONFIG)
+    assert weights_of(tmp_path) == weights_of(reference)
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_a_real_ctrl_c_leaves_a_checkpoint(reference, tmp_path):
     reset = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job may ignore it
-    child = subprocess.Popen([sys.executable, "-c", reset + CHILD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    for line in child.stdout:
-        if int(line) >= 5:
-            child.send_signal(signal.SIGINT)
-            break
-    _, told = child.communicate(timeout=60)
+    child = subprocess.Popen([sys.executable, "-c", reset + CHILD, str(tmp_path), "5"], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment())
+    if "5\n" in child.stdout:
+        child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=60)  # closes what the child waits for
     # Python ends with the signal, or with 1, which depends on what else is installed: what counts is what it raised.
     assert child.returncode in (-signal.SIGINT, 1) and told.rstrip().endswith("\nKeyboardInterrupt")
-    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] >= 5
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 5
     train_supernet(tiny_space(), tiny_dataset(), tmp_path, CONFIG)
     assert weights_of(tmp_path) == weights_of(reference)
 
@@ -182,6 +205,25 @@ def test_a_finished_run_is_reported_not_repeated(space, dataset, reference):
     assert weights_of(reference) == before
 
 
+def test_a_folder_is_one_runs_until_it_ends(space, dataset, reference, tmp_path):
+    (tmp_path / ARCHITECTURE_FILE).write_text("mine")
+
+    def disturb(step, *_):
+        if step == 5:
+            for overwrite in (False, True):
+                with pytest.raises(InputError, match=f"process {os.getpid()} is at work on it"):
+                    train_supernet(space, dataset, tmp_path, CONFIG, overwrite=overwrite)
+
+    train_supernet(space, dataset, tmp_path, dataclasses.replace(CONFIG, checkpoint_seconds=0.0), progress=disturb)
+    assert weights_of(tmp_path) == weights_of(reference)
+    assert sorted(os.listdir(tmp_path)) == [ARCHITECTURE_FILE, "supernet.json", "supernet.safetensors"]
+
+
+def test_a_finished_run_is_reported_without_a_lock(space, dataset, reference):
+    with locked(reference / "supernet.json", "supernet"):
+        assert train_supernet(space, dataset, reference, CONFIG).already_trained
+
+
 @pytest.mark.parametrize(("change", "key"), [({"epochs": 3}, "config.epochs"), ({"learning_rate": 0.1}, "config.learning_rate"),
                                              ({"flip": True}, "config.flip")])
 def test_another_configuration_is_refused_by_name(space, dataset, reference, tmp_path, change, key):
@@ -212,9 +254,11 @@ def test_threads_may_change_on_resume(space, dataset, tmp_path):
 def test_overwrite_starts_again_and_spares_other_files(space, dataset, reference, tmp_path):
     interrupted_run(space, dataset, tmp_path, config=dataclasses.replace(CONFIG, seed=9))
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ARCHITECTURE_FILE).write_text("of an earlier run")
     train_supernet(space, dataset, tmp_path, CONFIG, overwrite=True)
     assert weights_of(tmp_path) == weights_of(reference)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / ARCHITECTURE_FILE).exists()
 
 
 def test_a_log_lies_in_the_runs_folder_and_goes_when_it_is_overwritten(space, dataset, reference, tmp_path):
