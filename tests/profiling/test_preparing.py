@@ -38,6 +38,13 @@ PLAN = ProfilePlan(min_sessions=2, max_sessions=2, fit_networks=1, held_out_netw
 MODELS = {f"width {width}": partial(bytes, conv_net(width=width).SerializeToString()) for width in (3, 4, 5, 6)}
 BAD = len(MODELS["width 4"]())
 CRASH = "os.kill(os.getpid(), signal.SIGSEGV)"
+# So that the first agent has not done everything before the second has started.
+UNTIL_OTHERS = """
+until = time.monotonic() + 60
+log = Path(os.environ["LOG"])
+while len({{line.split()[1] for line in log.read_text().splitlines()}}) < {others} and time.monotonic() < until:
+    time.sleep(0.01)
+"""
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see what remains"),
@@ -127,11 +134,11 @@ def misbehave(monkeypatch, what, size=BAD):
 
 
 def test_every_model_is_converted_once_on_all_processors(converted, monkeypatch):
-    misbehave(monkeypatch, "time.sleep(2)", "any")  # longer than the second agent takes to start
+    processors = len(os.sched_getaffinity(0))
+    misbehave(monkeypatch, UNTIL_OTHERS.format(others=min(2, processors)), "any")
     assert prepare() == dict.fromkeys(MODELS)
     sizes, agents_at_work = converted()
     assert sizes == Counter(len(model()) for model in MODELS.values())
-    processors = len(os.sched_getaffinity(0))
     assert min(2, processors) <= agents_at_work <= processors
     assert prepare() == dict.fromkeys(MODELS)
     for model in MODELS.values():
