@@ -1,9 +1,9 @@
-# make quickstart | make test | make slow | make lint | make fuzz | make clean
+# make quickstart | make test | make slow | make gpu | make lint | make fuzz | make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow fuzz lint clean
+.PHONY: quickstart test slow gpu fuzz lint clean
 
 # One version for everybody. Where pip knows of builds for CPUs (see README), it takes one; else it brings gigabytes for GPUs.
 $(VENV)/.runs: pyproject.toml
@@ -30,6 +30,10 @@ test: lint
 # What takes over 20 seconds each.
 slow: $(VENV)/.tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout=900 -m "slow and not gpu"
+
+# What needs an NVIDIA GPU, one test at a time; what is skipped says what is missing for it.
+gpu: $(VENV)/.tests
+	$(BIN)/python -m pytest --timeout=900 -rs -m gpu
 
 # New examples for every property, until one fails or a round is over.
 fuzz: $(VENV)/.tests

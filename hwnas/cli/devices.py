@@ -1,19 +1,28 @@
-"""Targets that are usable here, and for the others why not and what would change that."""
+"""Targets that are usable, here or on another machine, and for the others why not and what would change that."""
 
 from typing import Annotated
 
 import typer
 
-from hwnas.cli.console import print_json, print_table
+from hwnas.cli.console import print_json, print_table, say
 
 
-def devices_command(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def devices_command(
+    on: Annotated[str | None, typer.Option(help="Another machine: ssh://user@host, then what can be measured there.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     from hwnas.runtimes import RUNTIMES
 
-    rows = [(name, runtime.availability()) for name, runtime in RUNTIMES.items()]
+    if on is None:
+        rows = {name: runtime.availability() for name, runtime in RUNTIMES.items()}
+    else:
+        from hwnas.profiling.ssh import list_ssh_runtimes
+
+        say(f"Asking {on}, which imports each runtime that it has.")
+        rows = list_ssh_runtimes(on)
     if json:
         print_json([{"name": name, "available": found.available, "reason": found.reason, "runtime_version": found.version}
-                    for name, found in rows])
+                    for name, found in rows.items()])
         return
     print_table("", ("device", "usable", "version, or why not"),
-                [(name, "yes" if found.available else "no", found.version or found.reason or "") for name, found in rows])
+                [(name, "yes" if found.available else "no", found.version or found.reason or "") for name, found in rows.items()])

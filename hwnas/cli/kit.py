@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hwnas.cli.console import ms, percent, print_facts, print_json, progress_bar, say
+from hwnas.cli.refused import warn_of_refused_networks
 
 
 def kit_build_command(
@@ -38,12 +39,12 @@ def kit_build_command(
     for key, reason in kit.refused.items():
         say(f"{key} was left out: {reason}")
     if json:
-        print_json({"kit": str(kit.folder), "blocks": kit.blocks, "networks": kit.networks, "refused": len(kit.refused),
+        print_json({"kit": str(kit.folder), "blocks": kit.blocks, "networks": kit.networks, "refused": kit.refused_blocks,
                     "sessions": kit.sessions, "size_bytes": kit.size_bytes})
         return
     print_facts(f"Kit of {loaded.name} for {device}", [
         ("folder", kit.folder), ("size", f"{kit.size_bytes / 2**20:.1f} MiB"),
-        ("blocks", f"{kit.blocks} ({len(kit.refused)} refused)"), ("networks", kit.networks),
+        ("blocks", f"{kit.blocks} ({kit.refused_blocks} refused)"), ("networks", kit.networks),
         ("sessions", f"{kit.sessions}; timing them takes {math.ceil(kit.at_most_minutes)} min at most, loading comes on top"),
         ("next", "copy the folder to the device and run 'python run.py' in it; its README.md says more")])
 
@@ -56,24 +57,28 @@ def kit_collect_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the latency table of what a kit measured, of a part of it too."""
+    from hwnas.latency.seams import cost_model
+    from hwnas.latency.summary import refused_blocks, refused_networks
     from hwnas.profiling.kit import collect_kit
 
     collected = collect_kit(folder, output, results=results, overwrite=overwrite)
-    table, missing = collected.table, collected.table.missing_workloads()
+    held_out = cost_model(collected.table).held_out
+    table, missing, refused = collected.table, collected.table.missing_workloads(), refused_blocks(collected.table)
     noisy = sum(entry.label == "noisy" for entry in table.entries.values())
     if collected.missing_sessions:
         say(f"The table is incomplete: {collected.missing_sessions} session(s) are to go. Run the kit's run.py on the device "
             "again, bring back its results, and collect them with --overwrite.")
     if collected.left_out:
         say(f"{collected.left_out} network(s) were left out, since the device refuses them or a block of theirs.")
+    warn_of_refused_networks(table)
     if json:
         print_json({"table": str(collected.path), "entries": len(table.entries), "noisy": noisy, "missing": len(missing),
-                    "refused": len(table.refused), "missing_sessions": collected.missing_sessions, "anchor_ms": table.anchor_ms,
-                    "held_out": vars(table.held_out)})
+                    "refused": len(refused), "refused_networks": len(refused_networks(table)),
+                    "missing_sessions": collected.missing_sessions, "anchor_ms": table.anchor_ms,
+                    "held_out": vars(held_out)})
         return
-    held_out = table.held_out
     facts = [("file", collected.path), ("device", table.environment["device"]),
-             ("blocks", f"{len(table.entries)} ({noisy} noisy, {len(missing)} missing, {len(table.refused)} refused)"),
+             ("blocks", f"{len(table.entries)} ({noisy} noisy, {len(missing)} missing, {len(refused)} refused)"),
              ("anchor", f"{ms(table.anchor_ms)} ms")]
     if held_out.networks:
         facts += [("judged on", f"{held_out.networks} network(s) that no fit has seen"),

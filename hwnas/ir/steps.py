@@ -6,7 +6,7 @@ draws, predicts or searches sees the steps alone.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -243,6 +243,16 @@ class Space:
         rows = [[position[option] for position, option in zip(positions, self.check(one).choices.values(), strict=True)]
                 for one in architectures]
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(positions))
+
+    def passed(self, indices: NDArray[np.int64]) -> Iterator[tuple[Step, NDArray[np.intp]]]:
+        """Walks the trellis with networks of shape (N, decisions) at once: every step, and which of its edges each passes."""
+        states = np.zeros(len(indices), dtype=np.intp)
+        decision = 0
+        for step in self.steps:
+            chosen = indices[:, decision] if step.is_decision else np.zeros(len(indices), dtype=np.int64)
+            decision += step.is_decision
+            yield step, step.numbers[states, chosen]
+            states = step.targets[states, chosen]
 
     @cached_property
     def _is_full(self) -> bool:

@@ -22,7 +22,7 @@ from hwnas.ir.grid import Floats
 _ROWS_PER_TERM = 4  # fewer networks than this for each term of the line, and the fit learns the noise
 _LEAST_FOR_CORRECTIONS = 24  # networks
 _SPREADS = tuple(float(spread) for spread in np.geomspace(0.25, 256, 21))
-_WORTH = 0.97  # a fuller model must bring the leave-one-out error down to this share: noise alone makes one look a little better
+WORTH = 0.97  # a fuller model must bring the leave-one-out error down to this share: noise alone makes one look a little better
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def fit_calibration(counts: NDArray[np.integer], ratios: Mapping[str, float], me
         fits = [_Ridge(line[:, :terms], counts / target[:, None] * weights, weights, spread * target.size**-0.5)
                 for weights in (isolated, np.full(isolated.size, isolated.mean())) for spread in _SPREADS]
         best = min(fits, key=lambda fit: fit.error)
-        if best.error < _WORTH * error:
+        if best.error < WORTH * error:
             coefficients, added, error = best.coefficients, best.corrections, best.error
     scale, intercept, per_block = np.pad(coefficients, (0, 3 - terms)).tolist()
     return Calibration(intercept, scale, per_block, target.size,

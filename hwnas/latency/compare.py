@@ -8,7 +8,8 @@ import numpy as np
 from hwnas.errors import VerificationError
 from hwnas.ir.steps import Space
 from hwnas.latency.correlation import rank_correlation
-from hwnas.latency.summary import block_costs, measured_parts
+from hwnas.latency.seams import cost_model
+from hwnas.latency.summary import block_costs, measured_parts, refused_networks_warning
 from hwnas.latency.table import HeldOut, LatencyTable
 
 # A table is additive, its blocks' costs adding up to a network's, when on networks that no fit has seen it is no further off
@@ -16,6 +17,9 @@ from hwnas.latency.table import HeldOut, LatencyTable
 ADDITIVE_MEAN_ERROR = 0.05
 ADDITIVE_SPEARMAN = 0.9
 _ENOUGH_HELD_OUT = 19  # fewer networks bear no 95 % interval
+# The 95th percentile of sessions over the 5th, both of which 'hwnas table show' prints: most tables in latency_tables are within
+# 1.1, and all within 1.15 but for the few that stand out, above 1.25.
+_STEADY_ANCHOR = 1.2
 
 
 @dataclass(frozen=True)
@@ -134,10 +138,13 @@ def require_complete(table: LatencyTable, space: Space | None = None) -> None:
 
 def table_warnings(table: LatencyTable) -> list[str]:
     """What a user of a whole table should know: one sentence each, the gravest first."""
-    warnings, held_out, effort = [], table.held_out, table.effort
+    warnings, held_out, effort = [], cost_model(table).held_out, table.effort
     if effort is not None and not effort.complete:
         warnings.append(f"Only {effort.sessions} of {effort.planned_sessions} planned sessions were measured: the same 'hwnas "
                         "profile' command completes the table.")
+    refused = refused_networks_warning(table)
+    if refused is not None:
+        warnings.append(refused)
     imported = sum(entry.label == "imported" for entry in table.entries.values())
     if imported:
         warnings.append(f"{imported} entries were imported: neither their sessions nor their environment are known.")
@@ -150,6 +157,12 @@ def table_warnings(table: LatencyTable) -> list[str]:
             f"The blocks do not add up: on networks that no fit has seen, the mean error is {100 * held_out.mean_error:.1f} % "
             f"(at most {100 * ADDITIVE_MEAN_ERROR:.0f} %) and the rank correlation {held_out.spearman:.3f} "
             f"(at least {ADDITIVE_SPEARMAN}).")
+    low_ms, high_ms = table.anchor.spread_ms
+    if high_ms > _STEADY_ANCHOR * low_ms:
+        warnings.append(
+            f"The anchor took {low_ms:.3g} to {high_ms:.3g} ms (5th to 95th percentile of its sessions; more than "
+            f"{_STEADY_ANCHOR} times as long), so the machine was not alone or changed its clock: ratios survive that mostly, "
+            "and 'hwnas table judge' tells whether the table holds.")
     noisy = [row for row in block_costs(table) if row.label == "noisy"]
     if noisy:
         worst = max(noisy, key=lambda row: row.relative_ci or 0.0)

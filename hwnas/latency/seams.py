@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas.errors import InputError
 from hwnas.ir.architecture import Architecture
@@ -24,8 +25,8 @@ from hwnas.ir.quantized import HalfPrecision, Quantized, has_convolutions
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, SearchSpace
 from hwnas.ir.steps import Edge, Space, Step
-from hwnas.latency.calibration import Calibration, fit_calibration
-from hwnas.latency.table import HeldOut, LatencyTable, NetworkRecord, Prediction, judge
+from hwnas.latency.calibration import WORTH, Calibration, fit_calibration
+from hwnas.latency.table import HeldOut, LatencyTable, NetworkRecord, Prediction, judge, measured_ratios, path_costs
 
 
 @dataclass(frozen=True)
@@ -138,19 +139,30 @@ class SeamTable:
     def held_out(self) -> HeldOut:
         """Error on networks that the fit has not seen."""
         records = self.table.judging_networks
-        predicted = self._latencies([self._architecture(record) for record in records]) / self.table.anchor_ms
-        return judge(predicted, np.array([record.ratio for record in records]))
+        return judge(self.predicted_ratios(records), measured_ratios(records),
+                     [self.errors(networks) for networks in self.table.judging_sittings])
+
+    def errors(self, records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
+        """Measured over predicted, less one, of each network."""
+        return measured_ratios(records) / self.predicted_ratios(records) - 1
+
+    def predicted_ratios(self, records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
+        """What is predicted for each network, to the anchor."""
+        return self._latencies([self._architecture(record) for record in records]) / self.table.anchor_ms
 
     @property
     def constant(self) -> float:
         return self.calibration.intercept * self.table.anchor_ms
 
     def edge_cost(self, edge: Edge) -> float:
-        """Milliseconds that an edge adds; infinity where the runtime refuses a block of it.
+        """Milliseconds that an edge of `search_space` adds; infinity where the runtime refuses a block of it.
 
         Raises:
-            InputError: The table has no entry for a block.
+            InputError: The table has no entry for a block, or the edge is of another space.
         """
+        if not isinstance(edge, SeamEdge):
+            raise InputError("What a seam costs is known on edges that know what came before: make the trellis of the "
+                             "'search_space' of the table with seams.")
         if self.table.refusal(edge) is not None:
             return float("inf")
         return sum(self.calibration.cost(key, self._ratio(key)) for key in _keys(edge)) * self.table.anchor_ms
@@ -171,14 +183,15 @@ class SeamTable:
         """Latencies with 95 % intervals.
 
         Raises:
-            InputError: An architecture is not of the space, or the table lacks a block.
+            InputError: An architecture is not of the space, the table lacks a block, or the runtime refuses one.
         """
         half = self.held_out.interval
         return [Prediction(latency, latency * max(0.0, 1 - half), latency * (1 + half))
                 for latency in self._latencies(architectures).tolist()]
 
-    def _latencies(self, architectures: Sequence[Architecture]) -> np.ndarray:
-        return np.array([self.constant + sum(map(self.edge_cost, self.search_space.path(one))) for one in architectures])
+    def _latencies(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        rows = self.search_space.indices(architectures)
+        return self.constant + path_costs(self.search_space, rows, self.table.require_runs, self.edge_cost)
 
     def _columns(self, record: NetworkRecord) -> list[str]:
         return [key for edge in self.search_space.path(self._architecture(record)) for key in _keys(edge)]
@@ -197,6 +210,22 @@ class SeamTable:
     @cached_property
     def _seams(self) -> frozenset[str]:
         return frozenset(self.search_space.seams)
+
+
+LatencyModel = LatencyTable | SeamTable
+"""What predicts, and is searched with on the trellis of its `search_space`."""
+
+
+def cost_model(table: LatencyTable) -> LatencyModel:
+    """What predicts the networks of a table best: the table with seams where its space has some and they pay, else the table.
+
+    They pay, as corrections do, where the calibrating networks are predicted better, each left out of the fit in turn.
+    """
+    if not isinstance(table.search_space, SearchSpace) or not SeamSpace(table.search_space).seams:
+        return table
+    seams = SeamTable(table)
+    error, error_without = seams.calibration.leave_one_out_error, table.calibration.leave_one_out_error
+    return table if error is None or error_without is None or error > WORTH * error_without else seams
 
 
 def precision_of(block: Block) -> str:

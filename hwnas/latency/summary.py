@@ -1,6 +1,7 @@
 """What a table says, in rows: its blocks with their costs, its networks beside their predictions, its layers with their options.
 
-Everything follows from the table's own predictions, so it holds whatever its calibration is made of.
+Everything follows from the table's own predictions, so it holds whatever its calibration is made of. Networks are predicted
+with what changes of precision cost (`latency.seams`); what a block or a layer costs is without.
 """
 
 import math
@@ -9,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from hwnas.ir.block import Part
 from hwnas.ir.steps import Edge, Space, Step
+from hwnas.latency.refusals import network_of
+from hwnas.latency.seams import cost_model
 from hwnas.latency.table import LatencyTable
 
 _MOST_NAMED = 3
@@ -59,12 +62,12 @@ class MeasuredNetwork:
     """A whole network that was measured, beside what the table predicts for it.
 
     Attributes:
-        role: `fit`, `held_out` or `exported`.
+        role: `fit`, `held_out` or `exported`; `other_hour` for one that judged in another hour than the table's.
         predicted_ms: By the table as it is.
         measured_ms: Median over sessions.
     """
 
-    role: Literal["fit", "held_out", "exported"]
+    role: Literal["fit", "held_out", "exported", "other_hour"]
     predicted_ms: float
     measured_ms: float
 
@@ -126,17 +129,19 @@ def block_costs(table: LatencyTable) -> list[BlockCost]:
 
 
 def measured_networks(table: LatencyTable) -> list[MeasuredNetwork]:
-    """Every whole network of a table that can be used, in its order."""
-    records = table.usable_networks
-    predictions = table.predict_many([table.search_space.architecture(record.choices) for record in records])
-    return [MeasuredNetwork(record.role, prediction.latency_ms, record.ratio * table.anchor_ms)
-            for record, prediction in zip(records, predictions, strict=True)]
+    """Every whole network of a table that can be used, in its order; those of other hours last."""
+    later = [record for networks in table.judging_sittings for record in networks]
+    records = [*table.usable_networks, *later]
+    roles = [*(record.role for record in table.usable_networks), *["other_hour"] * len(later)]
+    predictions = cost_model(table).predict_many([table.search_space.architecture(record.choices) for record in records])
+    return [MeasuredNetwork(role, prediction.latency_ms, record.ratio * table.anchor_ms)  # type: ignore[arg-type]
+            for role, record, prediction in zip(roles, records, predictions, strict=True)]
 
 
 def held_out_document(table: LatencyTable) -> dict[str, Any]:
     """The error on networks that no fit has seen: what the table stores of it, and the shares within 2, 5 and 10 %."""
     errors = [abs(network.error) for network in measured_networks(table) if network.role == "held_out"]
-    return vars(table.held_out) | {
+    return vars(cost_model(table).held_out) | {
         f"within_{percent}_percent": sum(error <= percent / 100 for error in errors) / max(len(errors), 1)
         for percent in (2, 5, 10)}
 
@@ -173,8 +178,28 @@ def refused_blocks(table: LatencyTable) -> dict[str, str]:
     return {workload: table.refused[workload] for workload in measured_parts(table.search_space) if workload in table.refused}
 
 
+def refused_networks(table: LatencyTable) -> dict[str, str]:
+    """Whole networks that the runtime refuses though it runs each of their blocks, with the reason; by their options."""
+    space = table.search_space
+    found = ((network_of(space, key), reason) for key, reason in table.refused.items())
+    return {str(network): reason for network, reason in found
+            if network is not None and all(table.refusal(edge) is None for edge in space.path(network))}
+
+
+def refused_networks_warning(table: LatencyTable) -> str | None:
+    """One line about whole networks that are refused, None where none is."""
+    refused = refused_networks(table)
+    if not refused:
+        return None
+    (name, reason), *_ = refused.items()
+    return (f"{table.environment.get('runtime')} refuses {len(refused)} whole network(s) though it runs each of their blocks, "
+            f"the first being {_phrase(name)} ({_phrase(reason)}): the table says nothing of such networks, and one that a "
+            "search finds may fail at its export; leave out of the space what they have in common, or take another version of "
+            "the runtime, and profile again.")
+
+
 def refusal_warning(table: LatencyTable) -> str | None:
-    """One line about what is refused, None where nothing is."""
+    """One line about the blocks that are refused, None where none is."""
     refused, excluded = refused_blocks(table), excluded_options(table)
     if not refused:
         return None

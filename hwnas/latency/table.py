@@ -8,16 +8,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from hwnas.errors import InputError
 from hwnas.files import content_sha256, read_json, write_atomic
@@ -27,13 +27,21 @@ from hwnas.ir.documents import space_from_dict
 from hwnas.ir.steps import Edge, Space, Step
 from hwnas.latency.calibration import Calibration, fit_calibration
 from hwnas.latency.correlation import rank_correlation
-from hwnas.latency.sessions import combine_ratios
+from hwnas.latency.sessions import combine_ratios, student_t95
 
 # History of the format; `_UPGRADES`, below, makes each of the next.
 # 1 (2026-11): first.
 # 2 (2026-11): `refused`, the blocks that a runtime does not run, and `effort`, what the measurement took.
-SCHEMA = "hwnas.latency-table/2"
+# 3 (2026-11): `sittings`, networks that judge the table in other hours, and the anchor's `clocks_mhz`.
+SCHEMA = "hwnas.latency-table/3"
 COVERAGE = 0.95
+
+# A machine has ratios of its own for hours, which the networks of one hour share and cannot show. What another hour adds to a
+# prediction's error varies from table to table: its variance is taken for inverse chi-squared with this scale and so many degrees
+# of freedom, of which each sitting in another hour adds one. That is 0.6 % in root mean square, as most committed tables have:
+# 'tools/bench_latency_prediction.py' prints it.
+_TYPICAL_HOUR_SCALE = 0.0043
+_TYPICAL_DEGREES = 4
 
 
 class _Record(BaseModel):
@@ -47,11 +55,25 @@ class AnchorRecord(_Record):
         name: Which anchor.
         sha256: Identity of its layers.
         sessions_ms: Median latency of the anchor in every session, which turns ratios into milliseconds.
+        clocks_mhz: An accelerator's clock before and after every session, as far as it tells; empty for a CPU.
     """
 
     name: str
     sha256: str
     sessions_ms: tuple[float, ...] = Field(min_length=1)
+    clocks_mhz: tuple[PositiveInt, ...] = ()
+
+    @property
+    def spread_ms(self) -> tuple[float, float]:
+        """5th and 95th percentile of `sessions_ms`: how much the machine changed meanwhile."""
+        low, high = np.percentile(self.sessions_ms, (5, 95))
+        return float(low), float(high)
+
+    @property
+    def clock_mhz(self) -> tuple[int, int, int] | None:
+        """Least, median and largest of `clocks_mhz`; None where there is none."""
+        clocks = self.clocks_mhz
+        return (min(clocks), median_low(clocks), max(clocks)) if clocks else None
 
 
 class EntryRecord(_Record):
@@ -96,6 +118,20 @@ class NetworkRecord(_Record):
         return median(median(session) for session in self.sessions)
 
 
+class SittingRecord(_Record):
+    """Networks that neither the fit nor an earlier sitting has seen, measured in another hour than the table.
+
+    Attributes:
+        measured_utc: When, ISO 8601.
+        anchor_ms: The anchor's median latency meanwhile; for the reader, since all else are ratios.
+        networks: Each judges the table, none joins the fit.
+    """
+
+    measured_utc: str
+    anchor_ms: float = Field(gt=0)
+    networks: tuple[NetworkRecord, ...] = Field(min_length=1)
+
+
 class EffortRecord(_Record):
     """What a table took to measure, and how far it came.
 
@@ -130,6 +166,7 @@ class _Document(_Record):
     refused: dict[str, str]
     effort: EffortRecord | None
     networks: tuple[NetworkRecord, ...]
+    sittings: tuple[SittingRecord, ...]
     calibration: dict[str, Any]
     held_out: dict[str, Any]
     content_sha256: str
@@ -154,7 +191,10 @@ class HeldOut:
         max_error: Largest.
         within_5_percent: Share of networks within 5 %.
         spearman: Rank correlation of prediction and measurement (0 where it is not defined, as with fewer than three networks).
-        interval: Half-width of the relative 95 % interval.
+        interval: Half-width of the relative 95 % interval, for a measurement in any hour: the two below, square to square.
+        same_hour_interval: Of a measurement in the hour of these networks.
+        other_hour_interval: Of what another hour adds.
+        sittings: In how many other hours that was measured; it is what is typical for none, and less so with each.
     """
 
     networks: int
@@ -163,6 +203,9 @@ class HeldOut:
     within_5_percent: float
     spearman: float
     interval: float
+    same_hour_interval: float
+    other_hour_interval: float
+    sittings: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,8 +218,10 @@ class LatencyTable:
         anchor: The anchor's identity and latency.
         entries: Workload text (`Edge.workload`) to its record.
         networks: Whole networks, those that calibrate and those that judge.
-        refused: Workload text to one sentence that says why the runtime does not run it; stronger than an entry.
+        refused: Workload text to one sentence that says why the runtime does not run it; stronger than an entry. Whole networks
+            that were refused are among them, by the keys of `hwnas.latency.refusals`.
         effort: What it took to measure; None where that is not known.
+        sittings: Networks that judged it in other hours.
     """
 
     search_space: Space
@@ -186,6 +231,7 @@ class LatencyTable:
     networks: tuple[NetworkRecord, ...]
     refused: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     effort: EffortRecord | None = field(default=None, kw_only=True)
+    sittings: tuple[SittingRecord, ...] = field(default=(), kw_only=True)
 
     unit = "ms"
 
@@ -211,8 +257,13 @@ class LatencyTable:
     @cached_property
     def judging_networks(self) -> tuple[NetworkRecord, ...]:
         """The held-out networks, but for those that were exported since: these have joined the fit."""
-        joined = [record.choices for record in self.usable_networks if record.role == "exported"]
-        return tuple(record for record in self.usable_networks if record.role == "held_out" and record.choices not in joined)
+        return self._not_exported(record for record in self.usable_networks if record.role == "held_out")
+
+    @cached_property
+    def judging_sittings(self) -> tuple[tuple[NetworkRecord, ...], ...]:
+        """The networks of other hours, likewise without those that were exported since."""
+        found = (self._not_exported(sitting.networks) for sitting in self.sittings)
+        return tuple(networks for networks in found if networks)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -227,9 +278,16 @@ class LatencyTable:
     @cached_property
     def held_out(self) -> HeldOut:
         """Error on networks that the calibration has not seen."""
-        rows = self._rows(self.judging_networks)
-        return judge((self.constant + self._edge_costs(rows)) / self.anchor_ms,
-                     np.array([record.ratio for record in self.judging_networks]))
+        return judge(self.predicted_ratios(self.judging_networks), measured_ratios(self.judging_networks),
+                     [self.errors(networks) for networks in self.judging_sittings])
+
+    def errors(self, records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
+        """Measured over predicted, less one, of each network."""
+        return measured_ratios(records) / self.predicted_ratios(records) - 1
+
+    def predicted_ratios(self, records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
+        """What the table predicts for each network, to the anchor."""
+        return (self.constant + self._edge_costs(self._rows(records))) / self.anchor_ms
 
     @property
     def constant(self) -> float:
@@ -286,6 +344,14 @@ class LatencyTable:
         """The same table with more measured networks (a certification that failed, for example)."""
         return replace(self, networks=(*self.networks, *records))
 
+    def with_sitting(self, sitting: SittingRecord) -> "LatencyTable":
+        """The same table, judged in one more hour."""
+        return replace(self, sittings=(*self.sittings, sitting))
+
+    def _not_exported(self, records: Iterable[NetworkRecord]) -> tuple[NetworkRecord, ...]:
+        joined = [record.choices for record in self.usable_networks if record.role == "exported"]
+        return tuple(record for record in records if record.choices not in joined)
+
     @cached_property
     def _workloads(self) -> dict[str, int]:
         """The space's workloads, numbered in its order."""
@@ -305,16 +371,14 @@ class LatencyTable:
 
     def _edge_costs(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Milliseconds of networks (N, decisions) beyond the constant."""
-        totals = np.zeros(len(rows))
-        for step, passed in self._passed(rows):
-            costs = np.zeros(len(step.edges))
-            for index in np.unique(passed):
-                self._require_runs(step, step.edges[index])
-                costs[index] = self.edge_cost(step.edges[index])
-            totals += costs[passed]
-        return totals
+        return path_costs(self.search_space, rows, self.require_runs, self.edge_cost)
 
-    def _require_runs(self, step: Step, edge: Edge) -> None:
+    def require_runs(self, step: Step, edge: Edge) -> None:
+        """Refuses an edge that the runtime refuses.
+
+        Raises:
+            InputError: As said; names the option.
+        """
         workload = self.refusal(edge)
         if workload is not None:
             option = f"option {step.options[edge.option]!r} of decision {step.name!r}" if step.is_decision else (
@@ -325,21 +389,11 @@ class LatencyTable:
     def _block_counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """How often each network (N, decisions) has each workload; (N, workloads)."""
         counts = np.zeros((len(rows), len(self._workloads)), np.int64)
-        for step, passed in self._passed(rows):
+        for step, passed in self.search_space.passed(rows):
             for index in np.unique(passed):
                 for part in _measured_parts(step.edges[index]):
                     counts[passed == index, self._workloads[part.workload]] += 1
         return counts
-
-    def _passed(self, rows: NDArray[np.int64]) -> Iterator[tuple[Step, NDArray[np.intp]]]:
-        """Walks the trellis with all rows at once: every step, and which of its edges each network passes."""
-        states = np.zeros(len(rows), dtype=np.intp)
-        decision = 0
-        for step in self.search_space.steps:
-            chosen = rows[:, decision] if step.is_decision else np.zeros(len(rows), dtype=np.int64)
-            decision += step.is_decision
-            yield step, step.numbers[states, chosen]
-            states = step.targets[states, chosen]
 
     def to_dict(self) -> dict[str, Any]:
         """The document that is stored; `content_sha256` covers everything else in it."""
@@ -356,6 +410,7 @@ class LatencyTable:
             "entries": {key: {"label": entry.label, "ratio": entry.ratio, "sessions": entry.sessions}
                         for key, entry in self.entries.items()},
             "networks": [record.model_dump() for record in self.networks],
+            "sittings": [sitting.model_dump() for sitting in self.sittings],
             "space_definition": self.search_space.to_dict(),
         }
         return content | {"content_sha256": content_sha256(content)}
@@ -363,6 +418,19 @@ class LatencyTable:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the table atomically, one entry a line."""
         return write_atomic(path, _dump_lines(self.to_dict()))
+
+
+def path_costs(space: Space, rows: NDArray[np.int64], require: Callable[[Step, Edge], None],
+               edge_cost: Callable[[Edge], float]) -> NDArray[np.float64]:
+    """What the edges of networks (N, decisions) cost together, each edge once looked at; (N,)."""
+    totals = np.zeros(len(rows))
+    for step, passed in space.passed(rows):
+        costs = np.zeros(len(step.edges))
+        for index in np.unique(passed):
+            require(step, step.edges[index])
+            costs[index] = edge_cost(step.edges[index])
+        totals += costs[passed]
+    return totals
 
 
 def _measured_parts(edge: Edge) -> list[Part]:
@@ -398,14 +466,15 @@ def load_table(path: str | os.PathLike[str]) -> LatencyTable:
     space = space_from_dict(record.space_definition)
     if space.hash != record.space_hash:
         raise InputError(f"A table's space must match its hash, but in {path} it does not: profile the space again.")
-    measured: list[EntryRecord | NetworkRecord] = [*record.entries.values(), *record.networks]
+    networks = (*record.networks, *(network for sitting in record.sittings for network in sitting.networks))
+    measured: list[EntryRecord | NetworkRecord] = [*record.entries.values(), *networks]
     samples = [sample for owner in measured for session in owner.sessions for sample in (session or (math.nan,))]
     if not all(sample > 0 for sample in (*samples, *record.anchor.sessions_ms)):
         raise InputError(f"Measured samples must be positive, but {path} has an empty session or one that is not: profile "
                          "the space again.")
     table = LatencyTable(space, record.environment, record.anchor, record.entries, record.networks, refused=record.refused,
-                         effort=record.effort)
-    for network in table.networks:
+                         effort=record.effort, sittings=record.sittings)
+    for network in networks:
         space.architecture(network.choices)
     return table
 
@@ -429,17 +498,55 @@ def _upgrade_1(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"schema": "hwnas.latency-table/2", "refused": {}, "effort": None}
 
 
-_UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"hwnas.latency-table/1": _upgrade_1}
+def _upgrade_2(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 was of a single hour."""
+    return document | {"schema": "hwnas.latency-table/3", "sittings": []}
+
+
+_UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "hwnas.latency-table/1": _upgrade_1, "hwnas.latency-table/2": _upgrade_2}
 """What makes a document of the next version out of one of an earlier version."""
 
 
-def judge(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> HeldOut:
-    """How far predictions (N,) are off measurements (N,) of networks that no fit has seen."""
+def measured_ratios(records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
+    """What was measured of each network, to the anchor."""
+    return np.array([record.ratio for record in records], np.float64)
+
+
+def judge(predicted: NDArray[np.float64], measured: NDArray[np.float64],
+          later: Sequence[NDArray[np.float64]] = ()) -> HeldOut:
+    """How far predictions are off networks that no fit has seen, and how far they may be off another one in another hour.
+
+    Args:
+        predicted: Of the networks that were measured with the table; (N,).
+        measured: The same networks' ratios; (N,).
+        later: Relative errors of the networks of every other hour.
+    """
+    errors = measured / predicted - 1
+    other_hour = other_hour_interval(errors, later)
     if not measured.size:
-        return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL)
-    errors = np.abs(measured / predicted - 1)
-    return HeldOut(len(errors), float(errors.mean()), float(errors.max()), float((errors <= 0.05).mean()),
-                   rank_correlation(predicted.tolist(), measured.tolist()) or 0.0, conformal_interval(errors))
+        return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL, _UNKNOWN_INTERVAL, other_hour, len(later))
+    far = np.abs(errors)
+    same_hour = conformal_interval(far)
+    return HeldOut(len(far), float(far.mean()), float(far.max()), float((far <= 0.05).mean()),
+                   rank_correlation(predicted.tolist(), measured.tolist()) or 0.0,
+                   math.hypot(same_hour, other_hour), same_hour, other_hour, len(later))
+
+
+def other_hour_interval(errors: NDArray[np.float64], later: Sequence[NDArray[np.float64]]) -> float:
+    """Half-width that covers what another hour adds to a relative error, with a probability of 95 %.
+
+    Student's quantile around nothing of a moderated scale (Smyth, "Linear models and empirical Bayes methods", 2004, section 3):
+    what is typical, and by how much the mean square of each sitting exceeds that of the table's own hour.
+
+    Args:
+        errors: Relative errors in the hour of the table; (N,).
+        later: Those of each other hour.
+    """
+    usual = float(np.mean(errors**2)) if errors.size else 0.0
+    added = sum(float(np.mean(sitting**2)) - usual for sitting in later)
+    degrees = _TYPICAL_DEGREES + len(later)
+    return student_t95(degrees) * math.sqrt(max(_TYPICAL_DEGREES * _TYPICAL_HOUR_SCALE**2 + added, 0.0) / degrees)
 
 
 def conformal_interval(errors: NDArray[np.float64]) -> float:
@@ -462,7 +569,7 @@ def _dump_lines(document: dict[str, Any]) -> str:
         if key in ("entries", "refused") and value:
             rows = [f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()]
             parts.append(f' "{key}": {{\n' + ",\n".join(rows) + "\n }")
-        elif key == "networks":
+        elif key in ("networks", "sittings") and value:
             rows = [f"  {json.dumps(row)}" for row in value]
             parts.append(f' "{key}": [\n' + ",\n".join(rows) + "\n ]")
         else:

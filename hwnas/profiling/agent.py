@@ -5,8 +5,9 @@ global state, and because a runtime that crashes on a model must not take the pr
 `hwnas.profiling.guard` above it sees to what it cannot see to itself.
 
 Messages, each answered by one: `environment` (describes the machine and takes the anchor's place in it), `anchor` (a program to
-keep, before anything else that needs the runtime), `measure` (a program and a plan) and, to agents of the profiler's own machine,
-`prepare` (a model to convert into the cache). An answer has the result, or `error` with the kind and the words.
+keep, before anything else that needs the runtime), `measure` (a program and a plan), `availability` (of any runtime) and, to
+agents of the profiler's own machine, `prepare` (a model to convert into the cache). An answer has the result, or `error` with the
+kind and the words.
 """
 
 import os
@@ -21,7 +22,7 @@ from hwnas.profiling.protocol import GREETING, READY, Message, ProtocolError, St
 from hwnas.profiling.session import run_session
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RUNTIMES
-from hwnas.runtimes.base import Program, Runtime, RuntimeConfig, one_line
+from hwnas.runtimes.base import Program, Runtime, RuntimeConfig, described, machine_fault
 from hwnas.runtimes.onnx_model import ONNX_FILE
 
 SHIPPED = ("__init__.py", "errors.py", "latency/__init__.py", "latency/sessions.py",
@@ -42,7 +43,8 @@ class Agent:
         self._runtime, self._config = runtime, config
         self._anchor: Program | None = None
         self._answers: dict[str, Callable[[Message], dict[str, Any]]] = {
-            "environment": self._environment, "anchor": self._keep_anchor, "measure": self._measure, "prepare": self._prepare}
+            "environment": self._environment, "anchor": self._keep_anchor, "measure": self._measure, "prepare": self._prepare,
+            "availability": self._availability}
 
     def answer(self, message: Message) -> dict[str, Any]:
         """The answer to a message; a refusal is an answer, too."""
@@ -71,19 +73,23 @@ class Agent:
         except (HwnasError, OSError):
             raise
         except Exception as error:  # runtimes raise what they like, often only when the model runs
-            raise InputError(f"{self._runtime.name} cannot run the model ({_described(error)}): check it with onnx.checker, or "
-                             "choose another runtime.") from None
+            raise machine_fault(self._runtime, error) or InputError(
+                f"{self._runtime.name} cannot run the model ({described(error)}): check it with onnx.checker, or choose another "
+                "runtime.") from None
 
     def _prepare(self, message: Message) -> dict[str, Any]:
         self._runtime.prepare(message.files[ONNX_FILE], self._config)
         return {}
+
+    def _availability(self, message: Message) -> dict[str, Any]:
+        return {"availability": asdict(RUNTIMES[str(message.content["runtime"])].can_load())}
 
 
 def refusal(error: Exception) -> dict[str, Any]:
     """The answer that says why there is none."""
     if isinstance(error, InputError | UnavailableError):
         return {"error": {"kind": type(error).__name__, "message": str(error)}}
-    message = f"The agent failed ({_described(error)}): see to that there."
+    message = f"The agent failed ({described(error)}): see to that there."
     return {"error": {"kind": UnavailableError.__name__, "message": message}}
 
 
@@ -144,7 +150,3 @@ def _open_agent(name: str, threads: str, precision: str, cpus: str = "") -> Agen
     runtime, config = RUNTIMES[name], RuntimeConfig(int(threads), precision)
     pin(config.threads, [int(cpu) for cpu in cpus.split(",")] if cpus else None)  # before the runtime starts any thread
     return Agent(runtime, config)
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

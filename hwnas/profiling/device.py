@@ -4,6 +4,7 @@ Models are made ready here, where the converters are; the agent loads and times 
 not answer, is started once more and tried again. A device that was reached and then is not has a few attempts to come back.
 """
 
+import math
 import subprocess
 import tempfile
 import time
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
-from signal import Signals
+from signal import SIGKILL, Signals
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
@@ -22,12 +23,15 @@ from hwnas.profiling.guard import module_command
 from hwnas.profiling.protocol import GREETING, READY, EndError, Message, ProtocolError, SilenceError, Stream, program_message
 from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
-from hwnas.runtimes import load_runtime
-from hwnas.runtimes.base import Program, Runtime, RuntimeConfig, with_converter
+from hwnas.runtimes import RUNTIMES, load_runtime
+from hwnas.runtimes.base import Availability, Program, Runtime, RuntimeConfig, with_converter
 
 _LOGIN_LINES = 1000  # of a login script, before the agent's greeting
 _CLOSING_S = 10.0  # for an agent to end and to clean up, before what leads to it is killed
 _LAST_WORDS = 200  # characters
+# What is said of a machine that was never reached.
+_REMOTE_NEEDS = ("it takes a login by ssh without a password, and Python 3.11 or newer there with numpy and the runtime, which "
+                 "?python=COMMAND names if it is not python3")
 _ERRORS: Mapping[str, type[HwnasError]] = {error.__name__: error for error in (InputError, UnavailableError)}
 
 T = TypeVar("T")
@@ -39,6 +43,14 @@ class UnreachedError(Exception):
 
 class AgentCrashError(Exception):
     """The agent's process ended, or did not answer."""
+
+
+class AgentKilledError(AgentCrashError):
+    """Something else than the model ended the agent's process: mostly the system, when memory is short."""
+
+
+class TimeOverError(Exception):
+    """The time was over before there was an answer: this says nothing about the model."""
 
 
 @dataclass(frozen=True)
@@ -199,19 +211,27 @@ class Device:
         version = with_converter(environment["runtime_version"], self.runtime.can_prepare().version)
         return environment | {"runtime_version": version, "hwnas_version": _hwnas_version()}
 
-    def measure(self, model: bytes | Program, plan: TimingPlan) -> SessionSamples:
+    def measure(self, model: bytes | Program, plan: TimingPlan, deadline: float = math.inf) -> SessionSamples:
         """One fresh session of an ONNX model, or of a program that was prepared before.
+
+        Args:
+            model: The model, or the program.
+            plan: How it is timed.
+            deadline: When to give it up, on the monotonic clock.
 
         Raises:
             InputError: The runtime refuses the model, or crashes or hangs on it every time.
-            UnavailableError: The device cannot be reached any more, or is another one now.
+            UnavailableError: The device cannot be reached any more, is another one now, or lacks what every model needs.
+            TimeOverError: It was given up.
         """
         start = time.perf_counter()
         program = model if isinstance(model, Program) else self.runtime.prepare(model, self.config)
         question = program_message({"op": "measure", "plan": asdict(plan)}, program)
         timeout_s = self._patience.session_s + plan.max_seconds + plan.max_warmup_seconds
         try:
-            session = self._ask(question, timeout_s, lambda answer: read_session(answer["session"]))
+            session = self._ask(question, timeout_s, lambda answer: read_session(answer["session"]), deadline)
+        except AgentKilledError as error:
+            raise killed_twice(f"{self.name} {error} on the model") from None
         except AgentCrashError as error:
             raise InputError(f"{self.name} {error} on the model, {self._patience.attempts} times: choose another runtime, or "
                              "leave the block out.") from None
@@ -230,38 +250,41 @@ class Device:
             link, self._link = self._link, None
             link.close()
 
-    def _ask(self, question: Message, timeout_s: float, read: Callable[[Mapping[str, Any]], T]) -> T:
+    def _ask(self, question: Message, timeout_s: float, read: Callable[[Mapping[str, Any]], T], deadline: float = math.inf) -> T:
         for attempt in range(1, self._patience.attempts + 1):
             try:
-                return self._ask_reached(question, timeout_s, read)
+                return self._ask_reached(question, timeout_s, read, deadline)
             except AgentCrashError:
+                if time.monotonic() >= deadline:
+                    raise TimeOverError from None
                 if attempt == self._patience.attempts:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _ask_reached(self, question: Message, timeout_s: float, read: Callable[[Mapping[str, Any]], T]) -> T:
+    def _ask_reached(self, question: Message, timeout_s: float, read: Callable[[Mapping[str, Any]], T], deadline: float) -> T:
         for delay_s in (*self._patience.retry_s, None):
             try:
-                link = self._link or self._start()
+                link = self._link or self._start(deadline)
                 with self._conversing(link):
-                    return _read(read, link.ask(question, time.monotonic() + timeout_s))
+                    return _read(read, link.ask(question, min(deadline, time.monotonic() + timeout_s)))
             except UnreachedError as error:
                 if not self._reached:
-                    needs = ("it takes a login by ssh without a password, and Python 3.11 or newer there with numpy and the "
-                             "runtime, which ?python=COMMAND names if it is not python3" if self.where else "see 'hwnas devices'")
+                    needs = _REMOTE_NEEDS if self.where else "see 'hwnas devices'"
                     raise UnavailableError(f"{self.name} cannot be reached ({error}): {needs}.") from None
+                if time.monotonic() + (delay_s or 0.0) >= deadline:
+                    raise TimeOverError from None
                 if delay_s is None:
                     raise UnavailableError(f"{self.name} cannot be reached any more ({error}): what was measured is kept; "
                                            "repeat the command when it is back.") from None
                 time.sleep(delay_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _start(self) -> Link:
+    def _start(self, until: float) -> Link:
         cpus = [",".join(map(str, self._cpus))] if self._cpus else []
         anchor = self._prepared_anchor
         link = self._launch([self.runtime.name, str(self.config.threads), self.config.precision, *cpus])
         self._link, self._has_measured = link, False
-        deadline = time.monotonic() + self._patience.start_s
+        deadline = min(until, time.monotonic() + self._patience.start_s)
         with self._conversing(link, starting=True):
             link.greet(deadline)
             link.ask(anchor, deadline)
@@ -286,13 +309,7 @@ class Device:
             yield
         except ProtocolError as error:
             self._link = None
-            status, words = link.close()
-            if link.lost(status):
-                raise UnreachedError(words or str(error)) from None
-            how = how_it_ended(status, error)
-            if starting:
-                raise UnreachedError(f"its agent {how}" + (f": {words}" if words else "")) from None
-            raise AgentCrashError(how) from None
+            raise _end(link, error, starting) from None
         except BaseException as error:
             if starting or not isinstance(error, HwnasError):
                 self.close()
@@ -328,6 +345,59 @@ def open_device(device: str, config: RuntimeConfig, cpus: Sequence[int] = ()) ->
 
         return open_ssh_device(device, config, cpus)
     return Device(load_runtime(device), config, launch_here, cpus=cpus)
+
+
+def list_runtimes(launch: Launch, where: str, patience: Patience | None = None) -> dict[str, Availability]:
+    """Whether each runtime can be measured on another machine: loaded there, and its models prepared here.
+
+    A runtime that crashes when it is imported takes its agent with it, not the list.
+
+    Args:
+        launch: Starts an agent there with the given arguments.
+        where: What to call the machine in messages.
+        patience: How long to wait, for each runtime.
+
+    Raises:
+        UnavailableError: The machine cannot be reached, or has no Python for an agent.
+    """
+    config, wait_s = RuntimeConfig(), (patience or Patience()).start_s
+    found: dict[str, Availability] = {}
+    while missing := [name for name in RUNTIMES if name not in found]:
+        link = launch([missing[0], str(config.threads), config.precision])
+        asked = None
+        try:
+            link.greet(time.monotonic() + wait_s)
+            for asked in missing:
+                answer = link.ask(Message({"op": "availability", "runtime": asked}), time.monotonic() + wait_s)
+                found[asked] = _with_preparation(RUNTIMES[asked], _read(_read_availability, answer))
+        except ProtocolError as error:
+            end = _end(link, error, starting=asked is None)
+            if asked is None or isinstance(end, UnreachedError):
+                raise UnavailableError(f"{where} cannot be reached ({end}): {_REMOTE_NEEDS}.") from None
+            remedy = "free some memory there" if isinstance(end, AgentKilledError) else "reinstall it"
+            found[asked] = Availability(False, reason=f"it {end} when it was imported; {remedy}")
+        except BaseException:
+            link.close()
+            raise
+        else:
+            link.close()
+    return found
+
+
+def _with_preparation(runtime: Runtime, there: Availability) -> Availability:
+    """What a runtime is worth that another machine has, to a profiler on this one."""
+    here = runtime.can_prepare()
+    if not there.available:
+        return there
+    if not here.available:
+        return Availability(False, reason=f"models for it cannot be prepared on this machine: {here.reason}")
+    return replace(there, version=with_converter(str(there.version), here.version))
+
+
+def _read_availability(answer: Mapping[str, Any]) -> Availability:
+    found = answer["availability"]
+    version, reason = (None if found[key] is None else str(found[key]) for key in ("version", "reason"))
+    return Availability(bool(found["available"]), version, reason)
 
 
 def launch_here(arguments: Sequence[str]) -> Link:
@@ -375,14 +445,43 @@ def _read_environment(answer: Mapping[str, Any]) -> dict[str, Any]:
     return environment | {"runtime_version": str(environment["runtime_version"])}
 
 
-def how_it_ended(status: int, error: ProtocolError) -> str:
-    """What to say of an agent that ended, or had to be; a signal's number comes negative, or from a guard with 128 added."""
+def _end(link: Link, error: ProtocolError, starting: bool) -> UnreachedError | AgentCrashError:
+    """Closes a link on which a conversation failed, and says what that means.
+
+    Args:
+        link: The agent.
+        error: What came of the conversation.
+        starting: Whether the agent was not yet in use.
+    """
+    status, words = link.close()
+    if link.lost(status):
+        return UnreachedError(words or str(error))
+    crash = crash_of(status, error)
+    if starting:
+        return UnreachedError(f"its agent {crash}" + (f": {words}" if words else ""))
+    return crash
+
+
+def crash_of(status: int, error: ProtocolError) -> AgentCrashError:
+    """What became of an agent that ended, or had to be; a signal's number comes negative, or from a guard with 128 added."""
     if isinstance(error, SilenceError):
-        return "hung"
+        return AgentCrashError("hung")
     number = -status if status < 0 else status - 128
     if not isinstance(error, EndError) or status == 0:
-        return f"failed ({error})"
-    return f"crashed ({Signals(number).name})" if number in set(Signals) else f"ended with status {status}"
+        return AgentCrashError(f"failed ({error})")
+    if number == SIGKILL:
+        return AgentKilledError("was killed (SIGKILL)")
+    return AgentCrashError(f"crashed ({Signals(number).name})" if number in set(Signals) else f"ended with status {status}")
+
+
+def killed_twice(what: str) -> UnavailableError:
+    """The error to raise when an agent was killed in each attempt.
+
+    Args:
+        what: Who it was, and at what.
+    """
+    return UnavailableError(f"{what}, every time, most likely because memory was short: free some there and repeat the command; "
+                            "what was measured is kept.")
 
 
 def _last_words(errors: IO[bytes]) -> str:

@@ -24,6 +24,7 @@ from hwnas.errors import InputError
 from hwnas.files import content_sha256, locked, write_atomic, write_json
 from hwnas.ir.documents import space_from_dict
 from hwnas.ir.steps import Space
+from hwnas.latency.refusals import network_of
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import LatencyTable
 from hwnas.profiling.agent import SHIPPED as AGENT_FILES
@@ -53,8 +54,8 @@ SHIPPED = (*AGENT_FILES, "files.py", "profiling/device.py", "profiling/kit_runne
 
 # What pip calls the packages that a runtime's programs are loaded with.
 _PACKAGES: dict[str, str] = {
-    "onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino", "ncnn-cpu": "ncnn", "mnn-cpu": "MNN", "torch-cpu": "torch",
-    "executorch-cpu": "executorch torch", "litert-cpu": "ai-edge-litert", "torch-cuda": "torch nvidia-ml-py",
+    "onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino", "ncnn-cpu": "ncnn", "mnn-cpu": "MNN", "torch-cpu": "torch onnx",
+    "executorch-cpu": "executorch torch", "litert-cpu": "ai-edge-litert", "torch-cuda": "torch onnx nvidia-ml-py",
     "onnxruntime-cuda": "'onnxruntime-gpu[cuda,cudnn]' nvidia-ml-py",
     "tensorrt": "tensorrt cuda-bindings nvidia-ml-py", "tensorrt-rtx": "tensorrt-rtx cuda-bindings nvidia-ml-py"}
 
@@ -67,7 +68,8 @@ class BuiltKit:
         folder: Where.
         blocks: Distinct blocks in it.
         networks: Whole networks in it.
-        refused: Blocks that the converter refuses, with its reason.
+        refused: Blocks and whole networks that the converter refuses, with its reason, by key.
+        refused_blocks: How many of them are blocks.
         sessions: How many are to be measured at least.
         at_most_minutes: What timing these takes at most, without loading and starting.
         size_bytes: Of all files together.
@@ -77,6 +79,7 @@ class BuiltKit:
     blocks: int
     networks: int
     refused: Mapping[str, str]
+    refused_blocks: int
     sessions: int
     at_most_minutes: float
     size_bytes: int
@@ -90,7 +93,7 @@ class CollectedKit:
         table: The table, written to `path`.
         path: Where.
         missing_sessions: How many the device has not measured yet.
-        left_out: Networks that cannot be measured there, since a block of theirs is refused.
+        left_out: Networks that cannot be measured there, since they or a block of theirs are refused.
     """
 
     table: LatencyTable
@@ -117,7 +120,7 @@ def build_kit(space: Space, runtime: str, output: str | os.PathLike[str], *, con
             processors, with (models done, models in all, "preparing" and what was).
 
     Raises:
-        InputError: An argument is out of range, the folder exists, or the converter refuses every block or a network.
+        InputError: An argument is out of range, the folder exists, or the converter refuses every block.
         UnavailableError: The runtime's converter is missing.
     """
     plan = plan or ProfilePlan()
@@ -135,7 +138,8 @@ def build_kit(space: Space, runtime: str, output: str | os.PathLike[str], *, con
         write_atomic(folder / README_FILE, _readme(document, sessions, minutes))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     blocks = sum(row["role"] == "entry" for row in rows)
-    return BuiltKit(Path(output), blocks, len(rows) - blocks, refused, sessions, minutes, size)
+    return BuiltKit(Path(output), blocks, len(rows) - blocks, refused, sum(network_of(space, key) is None for key in refused),
+                    sessions, minutes, size)
 
 
 def collect_kit(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, *,
@@ -202,7 +206,7 @@ class _Builder:
             progress: As for `build_kit`.
 
         Returns:
-            The manifest's workloads, and the blocks that the converter refuses.
+            The manifest's workloads, and what the converter refuses, blocks and whole networks.
         """
         self._anchor = self._add(folder, anchor_model())
         blocks = plan_blocks(self._space, self._batch_size)
@@ -221,14 +225,16 @@ class _Builder:
             why = next(iter(refused.values()), "it has none.")
             raise InputError(f"{self._runtime.name} refuses every block of {self._space.name!r}: {why}")
         number = {row["key"]: index for index, row in enumerate(rows)}
-        chosen = plan_networks(self._space, self._plan, self._batch_size, self._seed, refused)
-        for reason in self._convert(chosen, progress).values():
-            raise InputError(reason)
-        for index, network in enumerate(chosen):
-            rows.append({"key": network.key, "role": network.role, "program": self._add(folder, network.model()),
-                         "choices": network.choices, "blocks": sorted(number[key] for key in self._blocks_of(network))})
-            if progress is not None:
-                progress(len(blocks) + index + 1, len(blocks) + networks, network.key)
+        while chosen := self._networks(refused, rows):  # again with those in place of what is refused, of which there are few
+            refused |= self._convert(chosen, progress)
+            for network in (network for network in chosen if network.key not in refused):
+                try:
+                    rows.append({"key": network.key, "role": network.role, "program": self._add(folder, network.model()),
+                                 "choices": network.choices, "blocks": sorted(number[key] for key in self._blocks_of(network))})
+                except InputError as error:
+                    refused[network.key] = str(error)
+                if progress is not None:
+                    progress(len(blocks) + len(rows) - len(number), len(blocks) + networks, network.key)
         return rows, refused
 
     def manifest(self, rows: list[dict[str, Any]], refused: dict[str, str]) -> dict[str, Any]:
@@ -244,6 +250,12 @@ class _Builder:
             "anchor": {"name": ANCHOR_NAME, "sha256": anchor_sha256(), "program": self._anchor},
             "refused": refused, "programs": self._sizes, "workloads": rows, "space_definition": space.to_dict()}
         return content | {"content_sha256": content_sha256(content)}
+
+    def _networks(self, refused: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[Workload]:
+        """Those that are to be measured and have no row yet."""
+        done = {row["key"] for row in rows}
+        return [network for network in plan_networks(self._space, self._plan, self._batch_size, self._seed, refused)
+                if network.key not in done]
 
     def _convert(self, workloads: Sequence[Workload], progress: Progress | None) -> dict[str, str]:
         """Converts ahead what is to be added; returns what the converter refuses, with its reason."""
@@ -273,7 +285,8 @@ class _Builder:
 def _space_of(kit: Kit) -> Space:
     """The space, checked to be cut into the same blocks here as where the kit was built."""
     space = space_from_dict(kit.space)
-    blocks = {workload.key for workload in kit.workloads if workload.role == "entry"} | set(kit.refused)
+    blocks = {workload.key for workload in kit.workloads if workload.role == "entry"}
+    blocks |= {key for key in kit.refused if network_of(space, key) is None}
     here = {workload.key for workload in plan_blocks(space, kit.batch_size)}
     if space.hash != kit.header["space_hash"] or blocks != here or kit.anchor != anchor_sha256():
         raise InputError(f"A kit is collected by the hwnas that built it, {kit.hwnas_version}, but this one, "

@@ -68,7 +68,7 @@ class Kit:
         header: The beginning of the journal's header.
         hwnas_version: What built it.
         workloads: What is to be measured.
-        refused: Blocks that could not be prepared, with the reason.
+        refused: Blocks and networks that could not be prepared, with the reason.
         sizes: Bytes of every program, by SHA-256.
     """
 
@@ -219,6 +219,9 @@ class PreparedRuntime(Runtime):
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
         return self._runtime.settings(config)
+
+    def clock_mhz(self) -> int | None:
+        return self._runtime.clock_mhz()
 
     def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
         return unpack_program(model if isinstance(model, bytes) else model.read_bytes())

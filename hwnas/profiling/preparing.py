@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from hwnas.errors import InputError
-from hwnas.profiling.device import AgentCrashError, Launch, Link, Patience, how_it_ended, launch_here
+from hwnas.errors import InputError, UnavailableError
+from hwnas.profiling.device import AgentCrashError, AgentKilledError, Launch, Link, Patience, crash_of, killed_twice, launch_here
 from hwnas.profiling.protocol import Message, ProtocolError
 from hwnas.runtimes.base import Runtime, RuntimeConfig
 from hwnas.runtimes.conversion import ConvertingRuntime
@@ -25,7 +25,7 @@ _LONGEST_S = 150.0  # for a conversion; a `Converter` itself waits for less
 _SHARE = 0.5  # of the time; then no other conversion begins
 
 Models = Mapping[str, Callable[[], bytes]]
-Outcome = tuple[str, str | AgentCrashError | None]
+Outcome = tuple[str, str | AgentCrashError | UnavailableError | None]
 
 
 def prepare_ahead(runtime: Runtime, config: RuntimeConfig, models: Models, deadline: float, launch: Launch = launch_here,
@@ -65,9 +65,13 @@ def prepare_ahead(runtime: Runtime, config: RuntimeConfig, models: Models, deadl
                 failed.append(key)
         _close(workers)
         for key, outcome in _convert(workers[:1], models, failed, deadline):
+            if isinstance(outcome, UnavailableError):
+                raise outcome
             if isinstance(outcome, AgentCrashError):
                 if time.monotonic() >= deadline:
                     continue  # it was not given its time
+                if isinstance(outcome, AgentKilledError):
+                    raise killed_twice(f"{runtime.name} {outcome} when it converted the model")
                 outcome = (f"{runtime.name} {outcome} when it converted the model, twice: choose another runtime, or leave the "
                            "block out.")
             yield key, outcome
@@ -137,7 +141,7 @@ class _Worker:
         """
         if self._link is None:
             self._link = self._launch(self._arguments)
-            self._link.greet(time.monotonic() + self._patience.start_s)
+            self._link.greet(min(self._deadline, time.monotonic() + self._patience.start_s))
         self.key, self.gives_up = key, min(self._deadline, time.monotonic() + self._patience.session_s)
         with suppress(ProtocolError):  # what it ended of is said in place of its answer
             self._link.stream.send(Message({"op": "prepare"}, {ONNX_FILE: model}), self.gives_up)
@@ -150,9 +154,11 @@ class _Worker:
             self._link.receive(self.gives_up)
         except InputError as error:
             return key, str(error)
+        except UnavailableError as error:
+            return key, error
         except ProtocolError as error:
             link, self._link = self._link, None
-            return key, AgentCrashError(how_it_ended(link.close()[0], error))
+            return key, crash_of(link.close()[0], error)
         return key, None
 
     def hang_up(self) -> None:

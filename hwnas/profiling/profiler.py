@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,10 @@ from hwnas.ir.block import Part
 from hwnas.ir.costs import MacsCost
 from hwnas.ir.steps import Edge, Space, Step
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.refusals import network_key, network_of
 from hwnas.latency.sessions import combine_sessions
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
-from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
+from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, LatencyTable, NetworkRecord, SittingRecord, load_table
 from hwnas.lower.onnx import to_onnx
 from hwnas.profiling.anchor import ANCHOR_NAME, anchor_sha256
 from hwnas.profiling.device import Device
@@ -43,8 +45,11 @@ from hwnas.profiling.rounds import (
 )
 from hwnas.profiling.session import SessionSamples
 
+_SPARE_SHARE = 0.25  # of the whole networks: so many more are tried in place of those that the device refuses, and no more
 _DEVIATION = 2.0  # of a decision's preference for cheap or dear options, which itself goes from -3 to 3
 JOURNAL_SCHEMA = "hwnas.profile-journal/1"
+
+_NetworkRole = Literal["fit", "held_out"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     earlier: Measured = {}
     refused: dict[str, str] = {}
     exported: list[NetworkRecord] = []
+    sittings: tuple[SittingRecord, ...] = ()
     if path.exists():
         table = load_table(path)
         _require_same(space, table.search_space.hash, f"The table {path}")
@@ -151,7 +157,8 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
         if complete and not journal.exists():
             return table
         earlier, refused = _sessions_of(table), dict(table.refused)  # the journal may be lost
-        exported = [record for record in table.networks if record.role == "exported"]  # and knows nothing of these
+        # It knows nothing of these.
+        exported, sittings = [record for record in table.networks if record.role == "exported"], table.sittings
     header = {"schema": JOURNAL_SCHEMA, "space_hash": space.hash, "seed": seed, "batch_size": batch_size,
               "environment": environment}
     try:
@@ -169,10 +176,15 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     if blocks and all(block.key in refused for block in blocks):
         raise InputError(f"{device.name} refuses every block of {space.name!r}: {refused[blocks[0].key]}")
     workloads = [*blocks, *plan_networks(space, plan, batch_size, seed, refused)]
-    if time.monotonic() <= deadline:
+    tried: set[str] = set()
+    # What is refused on the way has others in its place, of which there are few: once these are used up, nothing is new.
+    while time.monotonic() <= deadline and not tried.issuperset(workload.key for workload in workloads):
+        tried.update(workload.key for workload in workloads)
         _measure(workloads, measured, refused, journal, device, plan, seed, deadline, progress, preparing)
+        workloads = [*blocks, *plan_networks(space, plan, batch_size, seed, refused)]
     table = assemble_table(space, environment, plan, workloads, measured, refused, exported,
                            preparing_s=read_preparing_s(journal))
+    table = replace(table, sittings=sittings)
     table.save(path)
     if table.effort is not None and table.effort.complete:
         journal.unlink(missing_ok=True)
@@ -190,16 +202,14 @@ def _measure(workloads: Sequence["Workload"], measured: Measured, refused: dict[
 def _sessions_of(table: LatencyTable) -> Measured:
     """What a journal would hold of a table's sessions, each with an even part of what all took."""
     samples = {key: entry.sessions for key, entry in table.entries.items()}
-    samples |= {_network_key(table.search_space.architecture(record.choices)): record.sessions for record in table.networks
+    samples |= {network_key(table.search_space.architecture(record.choices)): record.sessions for record in table.networks
                 if record.role != "exported"}
     effort, count = table.effort, sum(map(len, samples.values()))
     timing_s, total_s = (60 * effort.timing_minutes / count, 60 * effort.minutes / count) if effort and count else (0.0, 0.0)
-    return {key: [SessionSamples(ratios, table.anchor_ms, timing_s, total_s) for ratios in sessions]
+    clock = table.anchor.clock_mhz
+    clocks_mhz = () if clock is None else (clock[1],)
+    return {key: [SessionSamples(ratios, table.anchor_ms, timing_s, total_s, clocks_mhz) for ratios in sessions]
             for key, sessions in samples.items()}
-
-
-def _network_key(architecture: Architecture) -> str:
-    return f"network {architecture}"
 
 
 def default_table_path(environment: Mapping[str, Any], space: Space) -> Path:
@@ -208,7 +218,7 @@ def default_table_path(environment: Mapping[str, Any], space: Space) -> Path:
 
 
 def plan_workloads(space: Space, plan: ProfilePlan, batch_size: int, seed: int, refused: Collection[str] = ()) -> list[Workload]:
-    """Everything that a profile measures: blocks, then networks without refused blocks."""
+    """Everything that a profile measures: blocks, then networks that the device does not refuse."""
     return [*plan_blocks(space, batch_size), *plan_networks(space, plan, batch_size, seed, refused)]
 
 
@@ -219,23 +229,54 @@ def plan_blocks(space: Space, batch_size: int) -> list[Workload]:
 
 
 def plan_networks(space: Space, plan: ProfilePlan, batch_size: int, seed: int, refused: Collection[str] = ()) -> list[Workload]:
-    """Whole networks spread over the space's range of size; a network with a block that is refused has another in its place."""
-    count = plan.fit_networks + plan.held_out_networks
-    networks = spread_networks(space, count, seed)
+    """Whole networks spread over the space's range of size; one that the device does not run has another in its place.
+
+    Args:
+        space: The space.
+        plan: How many.
+        batch_size: Images a call.
+        seed: Chooses them.
+        refused: Keys of what the device refuses, blocks and whole networks, in the order in which it did.
+    """
+    planned = {network: _role(plan, index)
+               for index, network in enumerate(spread_networks(space, plan.fit_networks + plan.held_out_networks, seed))}
     if refused:
-        costs = _OnlyPossible(frozenset(refused))
-        spare = Trellis(space, costs).sample(2 * count, seed=seed)
-        possible = [network for network in networks if math.isfinite(sum(map(costs.edge_cost, space.path(network))))]
-        networks = list(dict.fromkeys([*possible, *spare]))[:count]
-    workloads = []
-    for index, architecture in enumerate(networks):
-        # A regular comb, so that both groups cover the range.
-        teeth = index * plan.fit_networks // count
-        last = (index - 1) * plan.fit_networks // count
-        role: Literal["fit", "held_out"] = "fit" if teeth != last else "held_out"
-        workloads.append(Workload(_network_key(architecture), role, _NetworkModel(space, architecture, batch_size),
-                                  dict(architecture.choices)))
-    return workloads
+        planned = _replace_refused(space, planned, refused, seed)
+    return [Workload(network_key(network), role, _NetworkModel(space, network, batch_size), dict(network.choices))
+            for network, role in planned.items()]
+
+
+def _role(plan: ProfilePlan, index: int) -> _NetworkRole:
+    """Of the network with that index: a regular comb, so that both groups cover the range."""
+    teeth, last = (number * plan.fit_networks // (plan.fit_networks + plan.held_out_networks) for number in (index, index - 1))
+    return "fit" if teeth != last else "held_out"
+
+
+def _replace_refused(space: Space, planned: Mapping[Architecture, _NetworkRole], refused: Collection[str],
+                     seed: int) -> dict[Architecture, _NetworkRole]:
+    """The networks and their roles, with others in place of those that are refused, as far as there are any.
+
+    What takes whose place is a matter of the order of the refusals: those that stand in already stay when one more is refused.
+    """
+    costs = _OnlyPossible(frozenset(refused))
+    drawn = _spare_networks(Trellis(space, costs), len(planned), np.random.default_rng(seed))
+    possible = {network for network in (*planned, *drawn) if math.isfinite(sum(map(costs.edge_cost, space.path(network))))}
+    others = iter([network for network in dict.fromkeys(drawn) if network in possible and network not in planned])
+    found: dict[Architecture, _NetworkRole] = {}
+    for network, role in planned.items():
+        if (chosen := network if network in possible else next(others, None)) is not None:
+            found[chosen] = role
+    spare = islice(others, math.ceil(_SPARE_SHARE * len(planned)))
+    gone: set[Architecture] = set()
+    for key in refused:
+        if (whole := network_of(space, key)) is None:
+            continue  # a block
+        gone.add(whole)
+        if whole in found:
+            role = found.pop(whole)
+            if (chosen := next((other for other in spare if other not in gone), None)) is not None:
+                found[chosen] = role
+    return found
 
 
 @dataclass(frozen=True)
@@ -265,9 +306,14 @@ def spread_networks(space: Space, count: int, seed: int) -> list[Architecture]:
         tilts = preference + generator.normal(0, _DEVIATION, len(macs))
         weights = [np.exp(tilt * scores) for tilt, scores in zip(tilts, macs, strict=True)]
         found.setdefault(_draw(space, weights, generator))
-    # Stand in for draws that came twice: all where that is little, else as many again, of which few meet.
-    spare = _shuffled(space, generator) if space.size <= 16 * count else trellis.sample(2 * count, seed=generator)
-    return list(found | dict.fromkeys(spare))[:count]
+    return list(found | dict.fromkeys(_spare_networks(trellis, count, generator)))[:count]  # in place of draws that came twice
+
+
+def _spare_networks(trellis: Trellis, count: int, generator: np.random.Generator) -> list[Architecture]:
+    """Networks that may stand in for some of as many as are counted: all where that is little, else as many again."""
+    if trellis.space.size <= 16 * count:
+        return _shuffled(trellis.space, generator)
+    return trellis.sample(2 * count, seed=generator)  # of which few meet
 
 
 def _shuffled(space: Space, generator: np.random.Generator) -> list[Architecture]:
@@ -328,7 +374,7 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
         plan: What was to be measured.
         workloads: Blocks and networks, in the table's order.
         measured: Sessions by key.
-        refused: Why the device does not run a model, by key.
+        refused: Why the device does not run a model, by key. The table keeps that of blocks and of whole networks.
         exported: Measured networks that the journal knows nothing of.
         preparing_s: Seconds that no session counts: for preparing models ahead, and for models that were refused.
 
@@ -346,12 +392,13 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
         if workload.role == "entry":
             label: Literal["ok", "noisy"] = "noisy" if combine_sessions(sessions).label == "noisy" else "ok"
             entries[workload.key] = EntryRecord(sessions=ratios, label=label)
-        else:
+        elif workload.key not in refused:
             networks.append(NetworkRecord(choices=workload.choices, sessions=ratios, role=workload.role))
     every = [session for sessions in measured.values() for session in sessions]
     if not every:
         raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")
-    anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=tuple(session.anchor_ms for session in every))
+    anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=tuple(session.anchor_ms for session in every),
+                          clocks_mhz=tuple(clock for session in every for clock in session.clocks_mhz))
     missing = sum(max(0, count - len(measured.get(key, ()))) for key, count in least.items() if key not in refused)
     spent_s = preparing_s + sum(session.total_s for session in every)
     effort = EffortRecord(minutes=round(spent_s / 60, 6), sessions=len(every),
@@ -359,7 +406,8 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
                           planned_sessions=len(every) + missing)
     blocks = {workload.key for workload in workloads if workload.role == "entry"}
     table = LatencyTable(space, environment, anchor, entries, (), effort=effort,
-                         refused={key: reason for key, reason in refused.items() if key in blocks})
+                         refused={key: reason for key, reason in refused.items()
+                                  if key in blocks or network_of(space, key) is not None})
     # Nothing can be calibrated while blocks are missing; the networks' sessions wait in the journal.
     return table if table.missing_workloads() else table.with_networks(networks)
 

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from hwnas.errors import InputError
 from hwnas.files import write_atomic
 from hwnas.latency.sessions import combine_sessions
-from hwnas.profiling.device import Device
+from hwnas.profiling.device import Device, TimeOverError
 from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.preparing import Models, prepare_ahead
 from hwnas.profiling.session import SessionSamples, read_session
@@ -138,7 +138,9 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
                     continue
                 start = time.monotonic()
                 try:
-                    session = device.measure(models[key](), plan.timing)
+                    session = device.measure(models[key](), plan.timing, deadline)
+                except TimeOverError:
+                    return  # whatever would have come of it
                 except InputError as error:
                     if refused is None:
                         raise

@@ -17,18 +17,20 @@ from pathlib import Path
 import hwnas
 from hwnas.errors import InputError
 from hwnas.profiling.agent import SHIPPED
-from hwnas.profiling.device import Device, Link, Patience, start_agent
+from hwnas.profiling.device import Device, Launch, Link, Patience, list_runtimes, start_agent
 from hwnas.profiling.guard import PREFIX
 from hwnas.profiling.protocol import GREETING
 from hwnas.runtimes import load_converter
-from hwnas.runtimes.base import RuntimeConfig
+from hwnas.runtimes.base import Availability, RuntimeConfig
 
 OPTIONS_VARIABLE = "HWNAS_SSH_OPTIONS"
 
 # A user's name, host and port as ssh takes them, the runtime, and a command for Python without any character that shells give a
 # meaning to, but for ~.
-_ADDRESS = re.compile(r"(ssh://(?P<user>[\w.+][\w.+-]*@)?(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[\w.][\w.-]*))(?::(?P<port>\d+))?)"
-                      r"/(?P<runtime>[\w-]+)(?:\?python=(?P<python>[\w./~+-]+))?", re.ASCII)
+_HOST = r"(ssh://(?P<user>[\w.+][\w.+-]*@)?(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[\w.][\w.-]*))(?::(?P<port>\d+))?)"
+_PYTHON = r"(?:\?python=(?P<python>[\w./~+-]+))?"
+_ADDRESS = re.compile(_HOST + r"/(?P<runtime>[\w-]+)" + _PYTHON, re.ASCII)
+_MACHINE = re.compile(_HOST + "/?" + _PYTHON, re.ASCII)
 _CONNECTION_BROKEN = 255  # ssh's own exit status
 # Nothing is asked, a dead connection is noticed within a minute, and nothing in a user's configuration may come in between.
 _OPTIONS = ("-T", *(f"-o{option}" for option in (
@@ -82,6 +84,30 @@ def open_ssh_device(address: str, config: RuntimeConfig, cpus: Sequence[int] = (
         raise InputError(f"A remote device is ssh://user@host/runtime, with ?python=COMMAND if need be, but got {address!r}: "
                          "write it so, and what is special about the host into ~/.ssh/config.")
     runtime = load_converter(parts["runtime"])
+    return Device(runtime, config, _launcher(parts, options), parts[1], cpus, patience)
+
+
+def list_ssh_runtimes(machine: str, options: Sequence[str] = (), patience: Patience | None = None) -> dict[str, Availability]:
+    """Whether each runtime can be measured on another machine, by its name.
+
+    Args:
+        machine: `ssh://user@host:port`, as in the address of a device.
+        options: As of `open_ssh_device`.
+        patience: How long to wait, for each runtime.
+
+    Raises:
+        InputError: The address or the environment variable is malformed.
+        UnavailableError: The machine cannot be reached, or has no Python for an agent.
+    """
+    parts = _MACHINE.fullmatch(machine)
+    if parts is None:
+        raise InputError(f"A remote machine is ssh://user@host, with ?python=COMMAND if need be, but got {machine!r}: write it "
+                         "so, without a runtime, and what is special about the host into ~/.ssh/config.")
+    return list_runtimes(_launcher(parts, options), parts[1], patience)
+
+
+def _launcher(parts: re.Match[str], options: Sequence[str]) -> Launch:
+    """What starts agents on the machine of an address."""
     destination = (parts["user"] or "") + (parts["ipv6"] or parts["host"])
     command = ["ssh", *options, *_user_options(), *_OPTIONS, *(["-p", parts["port"]] if parts["port"] else []), "--", destination]
     archive = agent_archive()
@@ -91,7 +117,7 @@ def open_ssh_device(address: str, config: RuntimeConfig, cpus: Sequence[int] = (
         return start_agent([*command, f"{python} {shlex.join(arguments)}"], archive,
                            lost=lambda status: status == _CONNECTION_BROKEN or status < 0)  # ssh itself may be killed
 
-    return Device(runtime, config, launch, parts[1], cpus, patience)
+    return launch
 
 
 def agent_archive(shipped: Sequence[str] = SHIPPED) -> bytes:

@@ -32,6 +32,9 @@ _MIN_FOR_INTERVAL = 6
 
 _LONGEST_ANCHOR_MS = 20.0
 
+_LEAST_WINDOW = 2  # pairs
+
+
 @dataclass(frozen=True)
 class TimingPlan:
     """How long to time, and when to stop.
@@ -45,9 +48,10 @@ class TimingPlan:
         target_relative_ci: Stop once the 95 % interval of the median ratio reaches this far to either side. Much less
             than the scatter between sessions (about 0.013) buys nothing.
         max_seconds: Stop then at the latest, however few the pairs (the pair in progress is finished).
-        warmup_pairs: Pairs in one warm-up window.
+        warmup_pairs: Pairs in one warm-up window; fewer, but two at least, where calls are so slow that two such windows would
+            take longer than `max_warmup_seconds`.
         warmup_agreement: Warm-up ends when the median ratios of two windows in a row differ by less than this share.
-        max_warmup_seconds: Warm-up ends then at the latest.
+        max_warmup_seconds: Warm-up ends then at the latest, if two windows were compared.
 
     Raises:
         InputError: A value is not positive, or `max_pairs` is below `min_pairs`.
@@ -178,13 +182,20 @@ def time_many(
 
 
 class _Pair:
-    """A workload and the anchor, each with the number of repeats that fills one sample."""
+    """A workload and the anchor, each with the number of repeats that fills one sample.
 
-    def __init__(self, workload: Callable[[], object], anchor: Callable[[], object], sample_ms: float) -> None:
+    Args:
+        workload: As in `time_paired`.
+        anchor: The same for the yardstick.
+        sample_ms: As in the plan.
+        call_ns: How long one call of each takes.
+    """
+
+    def __init__(self, workload: Callable[[], object], anchor: Callable[[], object], sample_ms: float,
+                 call_ns: tuple[float, float]) -> None:
         self._workload, self._anchor = workload, anchor
-        self._workload_repeats, call_ms = _repeats(workload, sample_ms)
-        # A long call averages over what disturbs the machine; its anchor has to be as long, or it is the noisier half.
-        self._anchor_repeats, _ = _repeats(anchor, min(max(sample_ms, call_ms), _LONGEST_ANCHOR_MS))
+        self._workload_repeats = math.ceil(1e6 * sample_ms / call_ns[0])
+        self._anchor_repeats = math.ceil(1e6 * _anchor_sample_ms(sample_ms, call_ns[0]) / call_ns[1])
 
     def take(self, order: random.Random) -> tuple[float, float]:
         """One sample of each in random order: ns per call of the workload and of the anchor."""
@@ -203,32 +214,49 @@ def _sample_ns(call: Callable[[], object], repeats: int) -> float:
     return max(time.perf_counter_ns() - start_ns, 1) / repeats
 
 
-def _repeats(call: Callable[[], object], sample_ms: float) -> tuple[int, float]:
-    """How many calls fill one sample, and the ms of one; doubles until half a sample is filled, so that both are sound."""
+def _anchor_sample_ms(sample_ms: float, workload_ns: float) -> float:
+    """A long call averages over what disturbs the machine; its anchor has to be as long, or it is the noisier half."""
+    return min(max(sample_ms, workload_ns / 1e6), _LONGEST_ANCHOR_MS)
+
+
+def _call_ns(call: Callable[[], object], sample_ms: float) -> float:
+    """How long one call takes; doubles the calls until half a sample is filled, so that it is sound."""
     repeats = 1
     while True:
         call_ns = _sample_ns(call, repeats)
         if call_ns * repeats >= 0.5e6 * sample_ms:
-            return math.ceil(1e6 * sample_ms / call_ns), call_ns / 1e6
+            return call_ns
         repeats *= 2
 
 
 def _warm_up(workload: Callable[[], object], anchor: Callable[[], object], plan: TimingPlan, order: random.Random) -> _Pair:
-    """Takes windows of pairs until two in a row agree, then sets the repeats by what is warm now."""
-    deadline = time.perf_counter() + plan.max_warmup_seconds
-    pair = _Pair(workload, anchor, plan.sample_ms)
-    ratios: list[float] = []
-    while time.perf_counter() < deadline and not _windows_agree(ratios, plan):
-        workload_ns, anchor_ns = pair.take(order)
-        ratios.append(workload_ns / anchor_ns)
-    return _Pair(workload, anchor, plan.sample_ms)
+    """Takes windows of pairs until two in a row agree, or time is up, then sets the repeats by the last one.
+
+    Of slow calls, windows are of fewer pairs, so that two fit into the time; at least two are compared whatever they take. It is
+    the fastest pair so far that counts as slow or not: first calls may be slow in all workloads.
+    """
+    start = time.perf_counter()
+    workload_ns = _call_ns(workload, plan.sample_ms)
+    taken = [(workload_ns, _call_ns(anchor, _anchor_sample_ms(plan.sample_ms, workload_ns)))]  # as good as any other pair
+    pair = _Pair(workload, anchor, plan.sample_ms, taken[0])
+    fastest_s = math.inf
+    while True:
+        pair_start = time.perf_counter()
+        taken.append(pair.take(order))
+        now = time.perf_counter()
+        fastest_s = min(fastest_s, now - pair_start)
+        window = min(plan.warmup_pairs, max(_LEAST_WINDOW, int(plan.max_warmup_seconds / (2 * fastest_s))))
+        if len(taken) >= 2 * window and (now - start >= plan.max_warmup_seconds or _windows_agree(taken, window, plan)):
+            last = taken[-window:]
+            call_ns = statistics.median(one for one, _ in last), statistics.median(other for _, other in last)
+            return _Pair(workload, anchor, plan.sample_ms, call_ns)
 
 
-def _windows_agree(ratios: list[float], plan: TimingPlan) -> bool:
-    size = plan.warmup_pairs
-    if len(ratios) < 2 * size or len(ratios) % size:
+def _windows_agree(taken: list[tuple[float, float]], window: int, plan: TimingPlan) -> bool:
+    if len(taken) % window:
         return False
-    before, now = statistics.median(ratios[-2 * size : -size]), statistics.median(ratios[-size:])
+    ratios = [workload_ns / anchor_ns for workload_ns, anchor_ns in taken[-2 * window:]]
+    before, now = statistics.median(ratios[:window]), statistics.median(ratios[window:])
     return abs(now - before) <= plan.warmup_agreement * before
 
 

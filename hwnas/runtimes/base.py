@@ -10,6 +10,7 @@ that a machine that lacks the package can still list the runtime, with the reaso
 """
 
 import importlib
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,12 @@ from typing import Protocol
 
 import numpy as np
 
-from hwnas.errors import InputError
+from hwnas.errors import HwnasError, InputError, UnavailableError
 
 Setting = str | int | float | bool
+
+_SHORT_OF_MEMORY = re.compile(r"bad.?alloc|out of ?memory|insufficient memory|(?:not|n't|failed to|unable to) alloc",
+                              re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def clock_mhz(self) -> int | None:
+        """How fast the accelerator runs at this moment; None where there is none, or where it does not tell; never raises."""
+        return None
+
     def compile(self, model: bytes | Path, config: RuntimeConfig) -> Executable:
         """Prepares and loads an ONNX model, given as its bytes or its file.
 
@@ -248,12 +256,28 @@ def check_inputs(expected: tuple[TensorInfo, ...], given: Mapping[str, np.ndarra
     return arrays
 
 
-def compile_refusal(runtime: Runtime, error: Exception) -> InputError:
+def machine_fault(runtime: Runtime, error: Exception) -> UnavailableError | None:
+    """What to raise of an error that says nothing about the model that was at work; None of any other.
+
+    Native libraries have no type of error for a lack of memory, only words.
+    """
+    if not isinstance(error, MemoryError | ImportError) and not _SHORT_OF_MEMORY.search(str(error)):
+        return None
+    return UnavailableError(f"{runtime.name} lacks memory or a package where it runs ({described(error)}): free some memory, "
+                            "or reinstall it.")
+
+
+def compile_refusal(runtime: Runtime, error: Exception) -> HwnasError:
     """The error to raise when a runtime's own compiler refuses a model that is valid ONNX as far as it was read."""
-    return InputError(
+    return machine_fault(runtime, error) or InputError(
         f"{runtime.name} cannot compile the model ({one_line(error)}): export it for an older opset, or check it with "
         "onnx.checker."
     )
+
+
+def described(error: Exception) -> str:
+    """An error's type and message as one short line."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 A profile compiles the same model afresh in every session, and a converter is a process of its own: it may crash, hang or
 print what it likes. So it runs in a scratch folder under a time limit, and what it leaves moves into a cache in one step, with
-its checksums: what was damaged since is made again.
+its checksums: what was damaged since is made again. Who made a scratch folder holds a lock in it, by which it is known whether
+anybody is still at work there.
 
 The cache is a folder per runtime in `~/.cache/hwnas`, or in the folder that the environment variable `HWNAS_CACHE_DIR` names.
 An entry belongs to one model, one converter version and one set of options. Whatever was not used for longest goes once the
@@ -10,6 +11,8 @@ runtime's entries exceed 6 GB, which a profile of networks for 224x224 images st
 disk without them; deleting all of it at any time costs only the conversions.
 """
 
+import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -18,8 +21,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +37,9 @@ MAX_CACHE_BYTES = 6 * 10**9  # for each runtime
 MAX_DISK_SHARE = 0.1  # of what would be free without a runtime's entries
 
 _CHECKSUMS = "SHA256SUMS"
-_ABANDONED_S = 3600.0  # the age of a scratch folder whose converter is no more: none is at work for so long
+_LOCK = "lock"
+_ABANDONED_S = 3600.0  # the age of a scratch folder that nobody has locked, nor is about to
+_LEAST_FREE_BYTES = 1 << 26  # with less on the disk, a converter's failure says nothing about the model
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _COMPLAINT = re.compile(r"fail|error|invalid|not support", re.IGNORECASE)
 
@@ -64,7 +69,7 @@ class Converter:
 
         Raises:
             InputError: The converter refuses the model, crashes or exceeds its time.
-            UnavailableError: The converter does not start, or the cache cannot be written.
+            UnavailableError: The converter does not start or is killed, or the cache cannot be written.
         """
         identity = repr((self.version, self.arguments, self.products)).encode()
         cache = cache_folder() / self.runtime
@@ -95,12 +100,17 @@ class Converter:
 
     def _add(self, model: bytes, entry: Path) -> dict[str, bytes]:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".") as scratch:
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".") as scratch, _held(Path(scratch)):
             folder, finished = Path(scratch, "work"), Path(scratch, "finished")
             folder.mkdir()
             finished.mkdir()
             (folder / "model.onnx").write_bytes(model)
-            self._run(folder)
+            try:
+                self._run(folder)
+            except Exception as error:
+                if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise
             products = {product: (folder / product).read_bytes() for product in self.products}
             for name, content in (*products.items(), (_CHECKSUMS, _checksums(products))):
                 _write_synced(finished / name, content)
@@ -120,6 +130,9 @@ class Converter:
                                    f"({error.strerror}); reinstall it.") from None
         except subprocess.TimeoutExpired:
             raise refusal(self.runtime, f"its converter did not finish within {self.timeout_s:g} s") from None
+        if done.returncode == -signal.SIGKILL:
+            raise UnavailableError(f"The converter of {self.runtime} was killed (SIGKILL), most likely because memory was short: "
+                                   "free some and repeat the command.")
         missing = [product for product in self.products if not (folder / product).is_file()]
         if done.returncode or missing:
             complaint = _complaint(done.stdout.decode(errors="replace")) or f"without a word, and no {self.products[0]}"
@@ -165,6 +178,29 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def _held(scratch: Path) -> Iterator[None]:
+    """Locks a scratch folder until this process is done with it, or is no more."""
+    with open(scratch / _LOCK, "wb") as file:
+        with suppress(OSError):  # where a disk has no locks, nothing is taken for abandoned
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether nobody is at work in a scratch folder. Its age alone would not do: clocks jump."""
+    if time.time_ns() - scratch.stat().st_mtime_ns <= _ABANDONED_S * 1e9:
+        return False  # maybe about to be locked
+    try:
+        with open(scratch / _LOCK, "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:  # it is locked, or another user's
+        return False
+    return True
+
+
 def _drop_oldest(cache: Path) -> None:
     """Keeps the entries that were used last, as many as fit; the newest stays, whatever its size.
 
@@ -176,7 +212,7 @@ def _drop_oldest(cache: Path) -> None:
             used_ns = entry.stat().st_mtime_ns
             if not entry.name.startswith("."):
                 entries.append((used_ns, sum(file.stat().st_size for file in entry.glob("*")), entry))
-            elif time.time_ns() - used_ns > _ABANDONED_S * 1e9:
+            elif _is_abandoned(entry):
                 shutil.rmtree(entry, ignore_errors=True)
     kept = sum(size for _, size, _ in entries)
     max_bytes = min(MAX_CACHE_BYTES, MAX_DISK_SHARE * (kept + shutil.disk_usage(cache).free))

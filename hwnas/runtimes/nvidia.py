@@ -47,15 +47,6 @@ class NoGpu:
     reason: str
 
 
-@dataclass(frozen=True)
-class Clocks:
-    """How fast a GPU runs at this moment: for a log beside a measurement, since GPUs slow down when warm or idle."""
-
-    sm_mhz: int
-    memory_mhz: int
-    temperature_c: int
-
-
 def probe_gpu() -> Gpu | NoGpu:
     """The GPU that CUDA gives this process first."""
     try:
@@ -66,13 +57,11 @@ def probe_gpu() -> Gpu | NoGpu:
         return NoGpu(str(error))
 
 
-def read_clocks() -> Clocks | None:
-    """The GPU's clocks now; None where there is no GPU or it does not tell."""
+def read_clock_mhz() -> int | None:
+    """The clock of the GPU's multiprocessors now, which falls when it is warm or idle; None where no GPU tells."""
     try:
         with _open_gpu() as (nvml, gpu):
-            return Clocks(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
-                          nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
-                          nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU))
+            return int(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)) or None
     except _NoGpuError:
         return None
 

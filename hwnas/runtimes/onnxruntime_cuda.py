@@ -29,7 +29,7 @@ from hwnas.runtimes.base import (
     compile_refusal,
     probe_package,
 )
-from hwnas.runtimes.nvidia import find_module, gpu_settings, missing_modules, why_unusable
+from hwnas.runtimes.nvidia import find_module, gpu_settings, missing_modules, read_clock_mhz, why_unusable
 from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -65,6 +65,9 @@ class OnnxRuntimeCuda(Runtime):
             "cuda.enable_cuda_graph": "1",
             "cuda.use_tf32": "0",
         }
+
+    def clock_mhz(self) -> int | None:
+        return read_clock_mhz()
 
     def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
         check_precision(self, config)

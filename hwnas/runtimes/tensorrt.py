@@ -45,7 +45,7 @@ from hwnas.runtimes.base import (
 )
 from hwnas.runtimes.conversion import CACHE_VARIABLE, cache_folder
 from hwnas.runtimes.cuda import DeviceArray, Stream
-from hwnas.runtimes.nvidia import Gpu, gpu_settings, missing_modules, probe_gpu, why_unusable
+from hwnas.runtimes.nvidia import Gpu, gpu_settings, missing_modules, probe_gpu, read_clock_mhz, why_unusable
 from hwnas.runtimes.onnx_model import ONNX_FILE, read_onnx
 
 ENGINE_FILE = "model.engine"
@@ -134,6 +134,9 @@ class TensorRt(Runtime):
             "builder_optimization_level": 3,
             "max_threads": config.threads,  # of the builder; an inference uses one
         }
+
+    def clock_mhz(self) -> int | None:
+        return read_clock_mhz()
 
     def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
         check_precision(self, config)

@@ -33,6 +33,7 @@ from hwnas.runtimes.base import (
 from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
 from hwnas.runtimes.torch_arrays import to_arrays, to_torch
 
+_INSTALL = "pip install torch onnx"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -43,7 +44,8 @@ class TorchCpu(Runtime):
     precisions: tuple[str, ...] = tuple(_DTYPES)
 
     def can_load(self) -> Availability:
-        return probe_package("torch", "pip install torch")
+        onnx = probe_package("onnx", _INSTALL)
+        return probe_package("torch", _INSTALL) if onnx.available else onnx
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
         check_precision(self, config)

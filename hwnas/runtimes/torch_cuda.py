@@ -27,11 +27,13 @@ from hwnas.runtimes.base import (
     compile_refusal,
     probe_package,
 )
-from hwnas.runtimes.nvidia import find_module, gpu_settings, missing_modules, why_unusable
+from hwnas.runtimes.nvidia import find_module, gpu_settings, missing_modules, read_clock_mhz, why_unusable
 from hwnas.runtimes.onnx_model import OnnxModel, read_onnx
 from hwnas.runtimes.torch_arrays import to_arrays, to_torch
 
-_INSTALL = "pip install --force-reinstall torch nvidia-ml-py"  # PyTorch's packages for CPUs bear the same name
+# PyTorch's packages for CPUs bear the same name and may be all that pip's usual index has; this one has those for CUDA alone.
+_INSTALL = "pip uninstall --yes torch && pip install torch --index-url https://download.pytorch.org/whl/cu130"
+_INSTALL_REST = "pip install onnx nvidia-ml-py"
 _LIBRARY = "torch_cuda.dll" if sys.platform == "win32" else "libtorch_cuda.so"
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _WARM_UPS = 3  # cuDNN chooses its algorithms in the first
@@ -44,7 +46,8 @@ class TorchCuda(Runtime):
     precisions: tuple[str, ...] = tuple(_DTYPES)
 
     def can_load(self) -> Availability:
-        reason = why_unusable([missing_modules(["torch", "pynvml"], _INSTALL), _why_not_for_gpus()])
+        reason = why_unusable([missing_modules(["torch"], _INSTALL), _why_not_for_gpus(),
+                               missing_modules(["onnx", "pynvml"], _INSTALL_REST)])
         return Availability(False, reason=reason) if reason else probe_package("torch", _INSTALL)
 
     def settings(self, config: RuntimeConfig) -> dict[str, Setting]:
@@ -58,6 +61,9 @@ class TorchCuda(Runtime):
             "cudnn_benchmark": True,
             "num_threads": config.threads,  # of the CPU, which computes nothing
         }
+
+    def clock_mhz(self) -> int | None:
+        return read_clock_mhz()
 
     def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
         check_precision(self, config)

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from hwnas.errors import VerificationError
 from hwnas.latency.compare import compare_tables, is_additive, require_complete, table_warnings
 from hwnas.latency.correlation import rank_correlation
+from hwnas.latency.refusals import network_key
 from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, HeldOut
 from hwnas.spaces.load import load_space
 from tests.latency.test_table import _table
@@ -85,7 +86,7 @@ def test_rank_correlation_of_two_is_none():
 @pytest.mark.parametrize("networks, mean_error, spearman, verdict", [
     (24, 0.013, 0.997, True), (24, 0.05, 0.9, True), (24, 0.051, 0.99, False), (24, 0.01, 0.89, False), (2, 0.0, 0.0, None)])
 def test_additivity(networks, mean_error, spearman, verdict):
-    assert is_additive(HeldOut(networks, mean_error, 0.2, 0.9, spearman, 0.1)) is verdict
+    assert is_additive(HeldOut(networks, mean_error, 0.2, 0.9, spearman, 0.1, 0.1, 0.0)) is verdict
 
 
 def test_completeness():
@@ -117,8 +118,21 @@ def test_warnings():
     (warning,) = table_warnings(replace(table, entries={**table.entries, name: worst}))
     assert f"1 of {len(table.entries)} entries are noisy; the worst, {name}, is known to ± {half:.1f} %" in warning and half > 20
     effort = EffortRecord(minutes=2.0, timing_minutes=1.0, sessions=300, planned_sessions=491)
+    network = table.search_space.architecture(table.networks[0].choices)
+    (warning,) = table_warnings(replace(table, refused={network_key(network): "It crashes."}))
+    assert warning.startswith("onnxruntime-cpu refuses 1 whole network(s) though it runs each of their blocks, the first being "
+                              f"{network} (It crashes): ")
     (warning,) = table_warnings(replace(table, effort=effort))
     assert "300 of 491" in warning and "the same 'hwnas profile' command" in warning
     assert table_warnings(replace(table, effort=effort.model_copy(update={"sessions": 491}))) == []
     imported = _scaled(replace(table, networks=()), [1.0] * len(table.entries), "imported")
     assert table_warnings(imported)[0].startswith(f"{len(table.entries)} entries were imported")
+
+
+@pytest.mark.parametrize(("high_ms", "warned"), [(0.59, False), (0.61, True)])
+def test_an_anchor_that_drifted_is_a_warning(high_ms, warned):
+    """A tenth of the sessions; a single one is none."""
+    anchor = AnchorRecord(name="a", sha256="0" * 64, sessions_ms=(*[0.5] * 90, *[high_ms] * 10, 5.0))
+    warnings = table_warnings(replace(_table(noise=0.005), anchor=anchor))
+    assert len(warnings) == warned
+    assert all(one.startswith("The anchor took 0.5 to 0.61 ms") and "'hwnas table judge'" in one for one in warnings)

@@ -20,6 +20,7 @@ from hwnas.ir.blocks import Head, Identity, MBConv, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.interchange import EXPORT_SCHEMA, FORMATS, UNITS, import_table, to_csv, to_json
+from hwnas.latency.refusals import network_key
 from hwnas.latency.sessions import combine_ratios
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord, load_table
 from hwnas.profiling.environment import compare_environments
@@ -342,6 +343,8 @@ def test_refused_blocks_are_no_rows():
     assert document["refused"] == {workload: "It crashes."}
     rows = [f"{row['block']} @ {row['input_shape']}" for row in csv.DictReader(io.StringIO(to_csv(refused)))]
     assert rows == [f"{row['block']} @ {row['input_shape']}" for row in document["entries"]] == list(table.entries)[1:]
+    network = network_key(SPACE.any_architecture)
+    assert to_json(replace(table, refused={network: "It crashes."})) == to_json(table)
 
 
 def test_units_are_milliseconds():

@@ -1,67 +1,25 @@
 """Seams on made-up latencies whose makings are known: what is fitted, what is predicted, and what the trellis finds."""
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hwnas.errors import InputError
-from hwnas.ir.blocks import ConvBlock, Head, MBConv, Stem
+from hwnas.ir.blocks import ConvBlock, Stem
 from hwnas.ir.blocks import Sequence as BlockSequence
 from hwnas.ir.cell_operations import PoolOperation
 from hwnas.ir.quantized import HalfPrecision, Quantized
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
-from hwnas.latency.seams import SeamSpace, SeamTable, precision_of
-from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord
+from hwnas.latency.compare import is_additive, table_warnings
+from hwnas.latency.seams import SeamSpace, SeamTable, cost_model, precision_of
+from hwnas.latency.summary import held_out_document, measured_networks
+from hwnas.latency.table import LatencyTable
 from hwnas.pipeline.compile import next_constraint
-from hwnas.spaces.bit_widths import with_precisions
 from hwnas.spaces.load import load_space
-
-ONE = SearchSpace("one", (3, 16, 16), (
-    Decision("stem", {"a": Stem(8)}), Decision("first", {"a": MBConv(8)}), Fixed("pool", Stem(8, 3, 2)),
-    *(Decision(f"body{index}", {"a": MBConv(8, 3, 3 + index)}) for index in range(4)), Decision("head", {"a": Head(5, 16)})))
-
-
-def make_space():
-    return with_precisions(ONE)
-
-
-def all_networks(space):
-    names = [decision.name for decision in space.decisions]
-    return [space.architecture(dict(zip(names, options, strict=True)))
-            for options in itertools.product(*(decision.options for decision in space.decisions))]
-
-
-def changes(space, architecture):
-    """Where two neighbours differ; the fixed layer is in fp32."""
-    precisions = []
-    for layer in space.layers:
-        option = architecture.choices.get(layer.name, "fp32")
-        precisions.append(option.rpartition("_")[2])
-    return [layer.name for layer, before, now in zip(space.layers[1:], precisions, precisions[1:], strict=False) if before != now]
-
-
-def make_table(space, seam_ratios, *, noise=0.0, networks=60, held_out=24):
-    """Blocks that cost what they say, a constant, and a cost for every change of precision."""
-    rng = np.random.default_rng(0)
-    workloads = {part.workload for step in space.steps for edge in step.edges for part in edge.parts}
-    entries = {key: EntryRecord(sessions=((float(rng.uniform(0.2, 1.0)),),), label="ok") for key in sorted(workloads)}
-    every = all_networks(space)
-    records = []
-    for number, index in enumerate(rng.permutation(len(every))[:networks + held_out]):
-        one = every[index]
-        ratio = 0.3 + 0.8 * sum(entries[edge.workload].ratio for edge in space.path(one))
-        ratio += sum(seam_ratios[name] for name in changes(space, one))
-        ratio *= 1 + noise * rng.standard_normal()
-        records.append(NetworkRecord(choices=dict(one.choices), sessions=((ratio,),),
-                                     role="fit" if number < networks else "held_out"))
-    return LatencyTable(space, {"runtime": "none"}, AnchorRecord(name="anchor", sha256="0" * 64, sessions_ms=(2.0,)), entries,
-                        tuple(records))
-
-
-def seam_ratios(space):
-    return {layer.name: 0.1 + 0.05 * (index % 4) for index, layer in enumerate(space.layers)}
+from tests.latency.mixed import SEAM, all_networks, changes, equal_seams, make_space, make_table, seam_ratios, true_latencies
+from tests.pipeline.samples import make_table as make_plain_table
 
 
 def test_seams_stand_where_the_precision_changes():
@@ -108,10 +66,10 @@ def test_the_seam_space_has_the_networks_of_its_space():
 
 def test_equal_seams_are_found_exactly():
     space = make_space()
-    table = make_table(space, dict.fromkeys(seam_ratios(space), 0.15))
+    table = make_table(space, equal_seams(space))
     found = SeamTable(table)
     assert found.held_out.mean_error < 1e-6 < table.held_out.mean_error
-    np.testing.assert_allclose([found.calibration.scale, found.calibration.per_block], [0.8, 0.15], rtol=1e-3)
+    np.testing.assert_allclose([found.calibration.scale, found.calibration.per_block], [0.8, SEAM], rtol=1e-3)
 
 
 def test_seams_of_their_own_predict_better_than_blocks_alone():
@@ -181,6 +139,30 @@ def test_refused_blocks_cost_infinity():
     assert edge.option not in {list(space.decisions[1].options).index(one.choices["first"]) for one in found.sample(20)}
 
 
+def test_seams_are_counted_where_they_pay():
+    space = make_space()
+    costly = make_table(space, seam_ratios(space), noise=0.005)
+    assert isinstance(cost_model(costly), SeamTable) and cost_model(costly).table is costly
+    for networks in (10, 30, 60):
+        free = make_table(space, dict.fromkeys(seam_ratios(space), 0.0), noise=0.02, networks=networks)
+        assert cost_model(free) is free
+    few = LatencyTable(space, costly.environment, costly.anchor, costly.entries, ())
+    one_precision = make_plain_table()
+    cells = LatencyTable(load_space("darts"), costly.environment, costly.anchor, {}, ())
+    for table in (few, one_precision, cells):  # no network, no seam, no order
+        assert cost_model(table) is table
+
+
+def test_a_table_is_judged_by_what_predicts():
+    space = make_space()
+    table = make_table(space, equal_seams(space))
+    assert not is_additive(table.held_out) and table_warnings(table) == []
+    assert held_out_document(table)["mean_error"] < 1e-6 < table.held_out.mean_error
+    truth = true_latencies(table)
+    for network, record in zip(measured_networks(table), table.networks, strict=True):
+        assert network.predicted_ms == pytest.approx(truth[space.architecture(record.choices)], rel=1e-6)
+
+
 def test_mistakes():
     space = make_space()
     table = make_table(space, seam_ratios(space))
@@ -188,6 +170,11 @@ def test_mistakes():
     entries = {key: entry for key, entry in table.entries.items() if key != workload}
     with pytest.raises(InputError, match="no entry for"):
         SeamTable(LatencyTable(space, table.environment, table.anchor, entries, ())).predict_many(all_networks(space)[:1])
+    with pytest.raises(InputError, match="search_space"):
+        Trellis(space, SeamTable(table))
+    refusing = SeamTable(replace(table, refused={workload: "no kernel"}))
+    with pytest.raises(InputError, match="refuses option 'a_int8' of decision 'stem'"):
+        refusing.predict_many(all_networks(space)[:1])
     cells = load_space("darts")
     with pytest.raises(InputError, match="layers in order"):
         SeamTable(LatencyTable(cells, table.environment, table.anchor, {}, ()))

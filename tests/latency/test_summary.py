@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.refusals import network_key
 from hwnas.latency.sessions import combine_ratios
 from hwnas.latency.summary import (
     block_costs,
@@ -15,6 +16,8 @@ from hwnas.latency.summary import (
     measured_parts,
     refusal_warning,
     refused_blocks,
+    refused_networks,
+    refused_networks_warning,
 )
 from hwnas.latency.table import EntryRecord
 from tests.latency.test_table import _space, _table
@@ -102,3 +105,27 @@ def test_at_most_three_refused_options_are_named():
     options = sum(len(step.options) for step in table.search_space.steps) - 1  # the identity takes no time and is never refused
     assert text.count("(It is very") == 3 and text.endswith(f", and {options - 3} more.") and len(text) < 600
     assert len(excluded_options(refused)) == options and refusal_warning(table) is None
+
+
+def test_whole_networks_that_are_refused_are_no_blocks():
+    """Nothing about blocks, options and predictions changes; a network with a refused block is that block's matter."""
+    table = _table(noise=0.02)
+    space = table.search_space
+    blocks = {one: {part.workload for edge in space.path(one) for part in edge.parts if not part.block.is_free}
+              for one in (space.architecture(record.choices) for record in table.networks)}
+    first, *others = blocks
+    second = next(one for one in others if blocks[first] - blocks[one])
+    refused = replace(table, refused={network_key(first): " It\n crashes. ", network_key(second): "It is too large."})
+    assert refused_networks(refused) == {str(first): " It\n crashes. ", str(second): "It is too large."}
+    text = refused_networks_warning(refused)
+    assert "\n" not in text and text.startswith("onnxruntime-cpu refuses 2 whole network(s) though it runs each of their blocks, "
+                                                f"the first being {first} (It crashes): ")
+    assert refused_blocks(refused) == {} and excluded_options(refused) == [] and refusal_warning(refused) is None
+    assert refused.missing_workloads() == [] and refused.held_out == table.held_out and refused.calibration == table.calibration
+    assert Trellis(space, refused).count() == space.size and refused.predict(first) == table.predict(first)
+    assert block_costs(refused) == block_costs(table) and layer_costs(refused) == layer_costs(table)
+
+    block = min(blocks[first] - blocks[second])
+    both = replace(refused, refused={**refused.refused, block: "It is odd."})
+    assert set(refused_networks(both)) == {str(second)} and set(refused_blocks(both)) == {block}
+    assert refused_networks_warning(table) is None and refused_networks(table) == {}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from hwnas.errors import HwnasError, InfeasibleError, InputError
 from hwnas.files import content_sha256
@@ -25,7 +26,9 @@ from hwnas.latency.table import (
     EntryRecord,
     LatencyTable,
     NetworkRecord,
+    SittingRecord,
     conformal_interval,
+    judge,
     load_table,
 )
 
@@ -126,6 +129,74 @@ def test_the_interval_of_few_networks_covers_normal_errors(count):
     assert np.mean([error[0] <= conformal_interval(error[1:]) for error in errors]) >= 0.94
 
 
+def _sitting(table, errors):
+    """Networks of another hour that are so far off the table's predictions."""
+    records = (*table.judging_networks, *table.judging_networks)[:len(errors)]
+    ratios = table.predicted_ratios(records) * (1 + np.asarray(errors))
+    return SittingRecord(measured_utc="2026-11-22T12:00:00+00:00", anchor_ms=0.5, networks=tuple(
+        NetworkRecord(choices=record.choices, sessions=((ratio,),), role="held_out")
+        for record, ratio in zip(records, ratios, strict=True)))
+
+
+@pytest.mark.parametrize("sittings", [0, 1, 4])
+def test_intervals_cover_networks_of_another_hour(sittings):
+    """Simulated: every hour moves all networks by a normal ratio of its own, whose variance differs from machine to machine."""
+    generator = np.random.default_rng(sittings)
+    scatter, covered = 0.004, []
+    for _ in range(1500):
+        shift = 0.0043 * math.sqrt(4 / generator.chisquare(4))
+        hours = [generator.normal(generator.normal(0, shift), scatter, 40) for _ in range(sittings + 1)]
+        half = judge(np.ones(40), 1 + generator.normal(0, scatter, 40), hours[1:]).interval
+        covered.append(np.mean(np.abs(hours[0]) <= half))
+    assert 0.94 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.05])
+def test_sittings_teach_that_hours_differ_by_more_than_is_typical(shift):
+    generator = np.random.default_rng(0)
+    covered: list[list[float]] = []
+    for _ in range(300):
+        hours = [generator.normal(generator.normal(0, shift), 0.004, 40) for _ in range(31)]
+        halves = [judge(np.ones(40), 1 + generator.normal(0, 0.004, 40), hours[1:count]).interval for count in (1, 5, 31)]
+        covered.append([np.mean(np.abs(hours[0]) <= half) for half in halves])
+    none, some, many = np.mean(covered, axis=0)
+    assert none < some < many and many > 0.92
+
+
+def test_a_sitting_widens_the_interval_by_what_it_shows_and_nothing_else():
+    table = _table(noise=0.01)
+    alone = table.held_out
+    typical = 0.0043 * stats.t.ppf(0.975, 4)
+    assert alone.other_hour_interval == pytest.approx(typical, rel=0.003)
+    assert alone.interval == pytest.approx(math.hypot(alone.same_hour_interval, typical), rel=0.003)
+    judged = table.with_sitting(_sitting(table, [0.05] * 20))
+    usual = float(np.mean(table.errors(table.judging_networks)**2))
+    scale = math.sqrt((4 * 0.0043**2 + 0.05**2 - usual) / 5)
+    assert judged.held_out.other_hour_interval == pytest.approx(stats.t.ppf(0.975, 5) * scale, rel=0.003)
+    assert judged.held_out.interval > alone.interval and judged.held_out.sittings == 1
+    for name in ("networks", "mean_error", "max_error", "within_5_percent", "spearman", "same_hour_interval"):
+        assert getattr(judged.held_out, name) == getattr(alone, name)
+    assert judged.calibration == table.calibration
+    quiet = table.with_sitting(_sitting(table, [0.0] * 20)).with_sitting(_sitting(table, [0.0] * 20))
+    assert 0 <= quiet.held_out.other_hour_interval < typical and quiet.held_out.interval < alone.interval
+
+
+def test_a_network_that_was_exported_since_does_not_judge_in_its_sitting_either():
+    table = _table(noise=0.02)
+    sitting = _sitting(table, [0.5, *[0.0] * 19])
+    exported = NetworkRecord(choices=sitting.networks[0].choices, sessions=((1.0,),), role="exported")
+    judged = table.with_sitting(sitting).with_networks([exported])
+    assert all(record.choices != exported.choices for networks in judged.judging_sittings for record in networks)
+    assert table.with_sitting(sitting).held_out.interval > judged.held_out.interval
+
+
+def test_sittings_are_kept_in_the_file(tmp_path):
+    table = _table(noise=0.02)
+    judged = table.with_sitting(_sitting(table, [0.01, -0.02]))
+    read = load_table(judged.save(tmp_path / "table.json"))
+    assert read.sittings == judged.sittings and read.held_out == judged.held_out
+
+
 def test_a_network_that_joined_the_fit_does_not_judge():
     table = _table(noise=0.02)
     chosen = [record.choices for record in table.networks if record.role == "held_out"][:3]
@@ -176,7 +247,9 @@ def test_a_table_of_version_1_still_loads(tmp_path):
     assert (table.refused, table.effort) == ({}, None) and table.search_space == _space()
     assert [(key, entry.ratio) for key, entry in table.entries.items()] == [
         (key, row["ratio"]) for key, row in stored["entries"].items()]
-    assert vars(table.held_out) == pytest.approx(stored["held_out"], rel=1e-3)  # the rank correlation took no heed of ties
+    then = stored["held_out"]  # the rank correlation took no heed of ties, and the interval was of the table's hour
+    now = vars(table.held_out) | {"interval": table.held_out.same_hour_interval}
+    assert {key: now[key] for key in then} == pytest.approx(then, rel=1e-3)
     assert table.calibration.scale == pytest.approx(stored["calibration"]["scale"])
     again = load_table(table.save(tmp_path / "table.json"))
     assert again == table and json.loads((tmp_path / "table.json").read_text())["schema"] == SCHEMA
@@ -186,8 +259,16 @@ def test_a_table_of_version_1_still_loads(tmp_path):
         load_table(tmp_path / "edited.json")
 
 
+def test_a_table_of_version_2_still_loads(tmp_path):
+    table = _table(noise=0.02)
+    stored = {key: value for key, value in table.to_dict().items() if key not in ("sittings", "content_sha256")}
+    stored["schema"] = "hwnas.latency-table/2"
+    (tmp_path / "table.json").write_text(json.dumps(stored | {"content_sha256": content_sha256(stored)}))
+    assert load_table(tmp_path / "table.json") == table and table.sittings == ()
+
+
 @pytest.mark.parametrize("schema, words", [
-    ("hwnas.latency-table/3", "newer hwnas: upgrade"), ("hwnas.latency-table/999999999", "newer hwnas: upgrade"),
+    ("hwnas.latency-table/4", "newer hwnas: upgrade"), ("hwnas.latency-table/999999999", "newer hwnas: upgrade"),
     ("hwnas.latency-table/0", "'hwnas.latency-table/1' or"), ("hwnas.latency-table/" + 5000 * "9", "'hwnas.latency-table/1' or"),
     ("hwnas.latency-table/²", "profile the space again"), ("hwnas.space/1", "profile the space again"),
     (None, "None"), (3, "'3'"), (["hwnas.latency-table/1"], "profile"), ({}, "profile")])
@@ -210,6 +291,19 @@ def test_file_has_the_documented_keys(tmp_path):
     document = json.loads(_table().save(tmp_path / "table.json").read_text())
     assert {"schema", "space", "space_hash", "environment", "anchor", "entries", "calibration", "held_out"} <= set(document)
     assert document["space"] == "toy" and document["anchor"]["latency_ms"] == median((0.5, 0.52, 0.48))
+
+
+def test_the_anchors_spread_and_clock(tmp_path):
+    anchor = AnchorRecord(name="a", sha256="0" * 64, sessions_ms=tuple(np.random.default_rng(0).permutation(101) + 1.0))
+    assert anchor.spread_ms == (6.0, 96.0) and anchor.clock_mhz is None
+    table = replace(_table(), anchor=anchor.model_copy(update={"clocks_mhz": (1755, 1980, 1900, 345)}))
+    loaded = load_table(table.save(tmp_path / "table.json"))
+    assert loaded == table and loaded.anchor.clock_mhz == (345, 1755, 1980)  # a reading, not the mean of two
+    document = json.loads((tmp_path / "table.json").read_text())
+    del document["anchor"]["clocks_mhz"]  # as they were written before
+    document["content_sha256"] = content_sha256(document)
+    (tmp_path / "table.json").write_text(json.dumps(document))
+    assert load_table(tmp_path / "table.json").anchor == anchor
 
 
 def test_missing_entry_names_workload_and_command():
@@ -343,6 +437,8 @@ def test_any_hostile_document_is_an_input_error(tmp_path_factory, data):
     lambda d: d["networks"][0].update(sessions=[[]]),
     lambda d: d["networks"][0].update(sessions=[[-1.0]]),
     lambda d: d["anchor"].update(sessions_ms=[0.0]),
+    lambda d: d["anchor"].update(clocks_mhz=[0]),
+    lambda d: d["anchor"].update(clocks_mhz=None),
     lambda d: d.pop("environment"),
     lambda d: d.update(schema="hwnas.latency-table/99"),
     lambda d: d.update(space_hash="0" * 64),

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +24,20 @@ from onnx import TensorProto, helper, numpy_helper
 from hwnas.errors import InputError, UnavailableError
 from hwnas.ir.blocks import ConvBlock, Head, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.ir.trellis import Trellis
+from hwnas.latency.compare import table_warnings
+from hwnas.latency.refusals import network_key
 from hwnas.latency.table import load_table
 from hwnas.profiling.anchor import anchor_model
-from hwnas.profiling.device import Anchor, Device, Patience, launch_here, open_device, start_agent
+from hwnas.profiling.device import Anchor, Device, Patience, TimeOverError, launch_here, list_runtimes, open_device, start_agent
 from hwnas.profiling.environment import read_processor
-from hwnas.profiling.profiler import ProfilePlan, plan_blocks, profile_space
+from hwnas.profiling.profiler import ProfilePlan, plan_blocks, plan_networks, profile_space
 from hwnas.profiling.protocol import GREETING, READY
 from hwnas.profiling.rounds import RoundsPlan, measure_rounds, open_journal, read_preparing_s
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_converter, load_runtime
+from hwnas.runtimes.base import Availability
+from hwnas.runtimes.onnxruntime import OnnxRuntimeCpu
 from tests.profiling.processes import agents, eventually, kill, processes
 from tests.runtimes.models import build_model, conv_net
 
@@ -73,6 +80,16 @@ import hwnas.profiling.guard as guarding
 guarding.module_command = lambda module: [sys.executable, "-c", sys.argv[1]]
 sys.exit(guarding.main(sys.argv[2:]))
 """
+KILLED = "os.kill(os.getpid(), 9)"  # as by a system that is short of memory
+# An agent of a runtime on an accelerator, whose clock falls while it works.
+CLOCKED = f"""\
+import itertools, sys
+from hwnas.runtimes import RUNTIMES
+clocks_mhz = itertools.cycle([1980, 1755])
+type(RUNTIMES["{RUNTIME}"]).clock_mhz = lambda self: next(clocks_mhz)
+from hwnas.profiling.agent import main
+sys.exit(main(sys.argv[1:]))
+"""
 HANG = "ctypes.PyDLL(None).sleep(1000)"  # in native code, and without letting any other thread of Python run
 
 
@@ -84,6 +101,13 @@ def guarded(program):
 def make_space():
     return SearchSpace("small", (3, 8, 8), (
         Fixed("stem", Stem(4)), Decision("first", {"plain": ConvBlock(4), "pointwise": ConvBlock(4, 1)}), Fixed("head", Head(4))))
+
+
+def make_larger_space():
+    """Eight networks, of which no two are of one size; nor are the blocks."""
+    return SearchSpace("larger", (3, 8, 8), (
+        Fixed("stem", Stem(4)), *(Decision(f"layer{width}", {"large": ConvBlock(width), "small": ConvBlock(width, 1)})
+                                  for width in (5, 9, 17)), Fixed("head", Head(4))))
 
 
 def folders(place):
@@ -108,6 +132,26 @@ def mark(tmp_path, monkeypatch):
 def device():
     with open_device(RUNTIME, CONFIG) as opened:
         yield opened
+
+
+def test_clocks_are_read_before_and_after_timing_and_kept(device, tmp_path):
+    path, rows = tmp_path / "table.json", []
+    journal = path.with_name("table.json.journal")
+    plan = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=1, fit_sessions=1, held_out_networks=1, held_out_sessions=1,
+                       max_anchor_change=1e9, timing=TIMING)
+
+    def note(done, total, key):
+        if not key.startswith("preparing"):
+            rows.append(json.loads(journal.read_text().splitlines()[-1])["clocks_mhz"])
+
+    with Device(load_runtime(RUNTIME), CONFIG, guarded(CLOCKED)) as clocked:
+        assert clocked.measure(MODEL, TIMING).clocks_mhz == (1980, 1755)
+        table = profile_space(make_space(), clocked, path, plan=plan, progress=note)
+        assert rows == [[1980, 1755]] * 6 and table.anchor.clocks_mhz == 6 * (1980, 1755) and load_table(path) == table
+        effort = table.effort.model_copy(update={"planned_sessions": 7})  # as a table whose journal was lost before its end
+        replace(table, effort=effort, anchor=table.anchor.model_copy(update={"clocks_mhz": (1980, 1755, 1755)})).save(path)
+        assert profile_space(make_space(), clocked, path, plan=plan).anchor.clocks_mhz == 6 * (1755,)
+    assert device.measure(MODEL, TIMING).clocks_mhz == ()  # a CPU
 
 
 @pytest.fixture
@@ -196,6 +240,93 @@ def test_a_model_that_crashes_the_runtime_once_is_measured(misbehaving):
     assert seen.read_text() == "xx"
 
 
+@pytest.mark.parametrize("what", ["bytearray(1 << 60)", "import no_such_package"], ids=["memory", "package"])
+def test_what_a_machine_lacks_is_no_models_fault(misbehaving, what):
+    make, seen = misbehaving
+    with make(what, times=1) as device:
+        with pytest.raises(UnavailableError, match=r"lacks memory or a package .*(MemoryError|ModuleNotFoundError)") as caught:
+            device.measure(BAD, TIMING)
+        assert caught.value.exit_code == 5
+        assert device.measure(BAD, TIMING).ratios and seen.read_text() == "xx"
+
+
+FAILING = "from hwnas.runtimes.base import Bound; done = load(self, program, config); "
+
+
+@pytest.mark.parametrize("what", [
+    "raise RuntimeError('it is worn out')",
+    FAILING + "done.bind = lambda inputs: 1 / 0; return done",
+    FAILING + "done.bind = lambda inputs: Bound(lambda: 1 / 0, dict); return done"], ids=["load", "bind", "run"])
+def test_an_anchor_that_fails_is_no_models_fault(misbehaving, what):
+    make, seen = misbehaving
+    with make(what, anchor_model(), times=1) as device:
+        with pytest.raises(UnavailableError, match=r"^The anchor must run .*(worn out|ZeroDivisionError)"):
+            device.measure(MODEL, TIMING)
+        assert device.measure(MODEL, TIMING).ratios and seen.read_text() == "xx"
+
+
+def test_a_model_on_which_the_agent_is_killed_every_time_is_not_refused(misbehaving, tmp_path):
+    """What was measured before is kept, and the same command goes on when there is memory again."""
+    make, seen = misbehaving
+    space, path, told = make_space(), tmp_path / "table.json", []
+    plan = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=1, fit_sessions=1, held_out_networks=0, timing=TIMING)
+    last = [key for key in _order(plan_blocks(space, 1))][-1]
+    with make(KILLED, last.model(), times=2) as device:
+        with pytest.raises(UnavailableError, match=r"^onnxruntime-cpu was killed \(SIGKILL\) on the model, .* memory .*\.$"):
+            profile_space(space, device, path, plan=plan)
+        assert seen.read_text() == "xx"
+        table = profile_space(space, device, path, plan=plan, progress=lambda done, total, key: told.append(key))
+    assert not table.refused and set(table.entries) == {one.key for one in plan_blocks(space, 1)}
+    assert told[0] == last.key
+
+
+def test_a_model_on_which_the_agent_is_killed_once_is_measured(misbehaving):
+    make, seen = misbehaving
+    with make(KILLED, times=1) as device:
+        assert len(device.measure(BAD, TIMING).ratios) == 3
+    assert seen.read_text() == "xx"
+
+
+def test_when_time_is_over_a_model_that_hangs_is_given_up_and_not_refused(misbehaving, tmp_path, mark):
+    make, seen = misbehaving
+    journal, refused, models = tmp_path / "journal", {}, {"good": lambda: MODEL, "bad": lambda: BAD}
+    seed = next(seed for seed in range(99) if _shuffled(models, seed) == ["good", "bad"])
+    with make(HANG, session_s=20.0) as device:
+        measured = open_journal(journal, {"environment": device.environment(1)})
+        measure_rounds(models, measured, journal, device, RoundsPlan(timing=TIMING, max_minutes=6 / 60), seed=seed,
+                       refused=refused)
+        assert processes(mark) == []
+    assert not refused and set(measured) == {"good"} and seen.read_text() == "x"
+    assert [json.loads(line).get("key") for line in journal.read_text().splitlines()] == [None, "good"]
+
+
+def _shuffled(keys, seed):
+    """The order of the first round."""
+    found = list(keys)
+    random.Random(f"{seed}/0").shuffle(found)
+    return found
+
+
+def _order(blocks):
+    keys = {block.key: block for block in blocks}
+    return [keys[key] for key in _shuffled(keys, 0)]
+
+
+def test_when_time_is_over_nobody_waits_for_a_device_to_come_back(mark):
+    programs = iter(["", "import time; time.sleep(100)"])
+
+    def launch(arguments):
+        program = next(programs)
+        return guarded(program)(arguments) if program else launch_here(arguments)
+
+    with Device(load_runtime(RUNTIME), CONFIG, launch, patience=Patience(start_s=20.0)) as device:
+        device.measure(MODEL, TIMING)
+        device.renew()
+        with pytest.raises(TimeOverError):
+            device.measure(MODEL, TIMING, time.monotonic() + 1.0)
+    assert next(programs, None) is None
+
+
 def test_a_runtime_may_print_and_read_what_it_likes(misbehaving):
     make, seen = misbehaving
     with make("os.write(1, b'noise\\n' * 20000), os.write(2, b'noise\\n' * 20000), os.read(0, 10)", attempts=1) as device:
@@ -222,6 +353,49 @@ def test_the_profiler_leaves_out_a_block_that_crashes_the_runtime(misbehaving, t
     assert set(table.refused) == {block.key} and "crashed (SIGSEGV)" in table.refused[block.key]
     assert set(table.entries) == {one.key for one in plan_blocks(space, 1)} - {block.key}
     assert [record.choices for record in table.networks] == [{"first": "plain"}] and seen.read_text() == "xx"
+
+
+LARGER_PLAN = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=3, fit_sessions=1, held_out_networks=2,
+                          held_out_sessions=1, timing=TIMING, max_anchor_change=math.inf)
+
+
+def test_the_profiler_replaces_a_network_that_crashes_the_runtime_though_its_blocks_run(misbehaving, tmp_path):
+    """Interrupted as soon as it is known, and continued: it is not tried again."""
+    make, seen = misbehaving
+    space, path = make_larger_space(), tmp_path / "table.json"
+    bad = plan_networks(space, LARGER_PLAN, 1, 0)[1]
+    every = [*plan_blocks(space, 1), *plan_networks(space, ProfilePlan(fit_networks=space.size), 1, 0)]
+    assert [len(one.model()) for one in every].count(len(bad.model())) == 1
+
+    def interrupt(done, total, key):
+        if seen.read_text():
+            raise KeyboardInterrupt
+
+    with make(SEGFAULT, bad.model()) as device:
+        with pytest.raises(KeyboardInterrupt):
+            profile_space(space, device, path, plan=LARGER_PLAN, progress=interrupt)
+        profile_space(space, device, path, plan=LARGER_PLAN)
+    table = load_table(path)
+    assert seen.read_text() == "xx" and list(tmp_path.glob("table.json*")) == [path]
+    assert set(table.refused) == {bad.key} and "crashed (SIGSEGV)" in table.refused[bad.key]
+    assert set(table.entries) == {one.key for one in plan_blocks(space, 1)} and table.effort.complete
+    measured = {network_key(space.architecture(record.choices)): record.role for record in table.networks}
+    assert sorted(measured.values()) == ["fit"] * 3 + ["held_out"] * 2 and bad.key not in measured
+    assert Trellis(space, table).count() == space.size  # none of its options is left out
+    assert [one for one in table_warnings(table) if "refuses 1 whole network(s)" in one and "crashed (SIGSEGV)" in one]
+
+
+def test_a_block_that_crashes_the_runtime_in_a_later_round_takes_its_networks_with_it(misbehaving, tmp_path):
+    """They were measured in the round before; others take their place at once."""
+    make, seen = misbehaving
+    space = make_larger_space()
+    plan = replace(LARGER_PLAN, min_sessions=2, max_sessions=2, held_out_networks=1)
+    block = next(one for one in plan_blocks(space, 1) if "out_channels=9," in one.key and "kernel=1" in one.key)
+    with make(f"seen and {SEGFAULT}", block.model()) as device:
+        table = profile_space(space, device, tmp_path / "table.json", plan=plan)
+    assert seen.read_text() == "xxx" and set(table.refused) == {block.key} and table.effort.complete
+    assert len(table.networks) == 4 and all(record.choices["layer9"] == "large" for record in table.networks)
+    assert table_warnings(table)[0].startswith("Only 1 networks judge")
 
 
 def test_the_time_that_a_refused_model_takes_is_counted(misbehaving, tmp_path):
@@ -368,6 +542,7 @@ LIES = ["", "no JSON", "[]", "null", "{}", '{"files": {}}', '{"files": {"a": -1}
             {"error": {"kind": [], "message": ""}}, {"session": 7}, {"session": []}, {"session": {"ratios": [1.0]}},
             *({"session": GOOD["session"] | {"ratios": ratios}}
               for ratios in ([], [0], [-1], [math.nan], [math.inf], ["x"], [10**400], 7)),
+            *({"session": GOOD["session"] | {"clocks_mhz": value}} for value in ([0], [math.inf], ["x"], 1980, None)),
             *({"session": GOOD["session"] | {"anchor_ms": value}} for value in (0, math.nan, None))))]
 
 
@@ -415,6 +590,61 @@ def test_a_device_that_is_another_one_after_a_restart_is_refused():
         device.renew()
         with pytest.raises(UnavailableError, match=r"must stay the same .* threads was 1 and is 2"):
             device.measure(MODEL, TIMING)
+
+
+class Converting(OnnxRuntimeCpu):
+    """ONNX Runtime as one knows it on the machine that prepares."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def can_prepare(self):
+        return self.found
+
+
+def test_a_runtime_is_measured_elsewhere_if_it_is_loaded_there_and_prepared_here(monkeypatch):
+    for name in [name for name in RUNTIMES if name != RUNTIME]:
+        monkeypatch.delitem(RUNTIMES, name)
+    version = RUNTIMES[RUNTIME].can_load().version
+    assert list_runtimes(launch_here, "there") == {RUNTIME: Availability(True, version)}
+    monkeypatch.setitem(RUNTIMES, RUNTIME, Converting(Availability(True, "pnnx 7")))
+    assert list_runtimes(launch_here, "there") == {RUNTIME: Availability(True, f"{version} (pnnx 7)")}
+    monkeypatch.setitem(RUNTIMES, RUNTIME, Converting(Availability(False, reason="pnnx is not installed; run: pip install pnnx")))
+    found = list_runtimes(launch_here, "there")[RUNTIME]
+    assert not found.available and found.version is None
+    assert found.reason == "models for it cannot be prepared on this machine: pnnx is not installed; run: pip install pnnx"
+
+
+@pytest.mark.parametrize("program, words", [
+    ("import sys; print('what a pity', file=sys.stderr); sys.exit(3)", "its agent ended with status 3: what a pity"),
+    ("import time; time.sleep(100)", "its agent hung"),
+], ids=["status", "silence"])
+def test_a_machine_without_an_agent_has_no_runtimes(program, words):
+    with pytest.raises(UnavailableError, match=rf"^board cannot be reached \({words}\): .*\.$"):
+        list_runtimes(guarded(program), "board", Patience(start_s=0.5 if "hung" in words else 60))
+
+
+# An agent that three runtimes take with them when it is asked for them.
+ASKED = f"""\
+import ctypes, os, sys
+from hwnas.runtimes import RUNTIMES
+from hwnas.runtimes.base import Availability
+what = {{"mnn-cpu": lambda: {SEGFAULT}, "ncnn-cpu": lambda: sys.exit(3), "torch-cpu": lambda: os.kill(os.getpid(), 9)}}
+for name, runtime in RUNTIMES.items():
+    if name != "{RUNTIME}":
+        type(runtime).can_load = lambda self: what.get(self.name, lambda: Availability(False, reason="it is not asked for"))()
+from hwnas.profiling.agent import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_runtime_that_crashes_when_it_is_imported_does_not_take_the_list_with_it():
+    found = list_runtimes(guarded(ASKED), "board")
+    assert found.pop(RUNTIME).available and set(found) == set(RUNTIMES) - {RUNTIME}
+    assert found.pop("mnn-cpu").reason == "it crashed (SIGSEGV) when it was imported; reinstall it"
+    assert found.pop("ncnn-cpu").reason == "it ended with status 3 when it was imported; reinstall it"
+    assert found.pop("torch-cpu").reason == "it was killed (SIGKILL) when it was imported; free some memory there"
+    assert set(found.values()) == {Availability(False, reason="it is not asked for")}
 
 
 def test_an_agent_is_found_where_the_profiler_is_and_not_in_the_current_folder(tmp_path, monkeypatch):

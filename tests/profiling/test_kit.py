@@ -22,6 +22,7 @@ from hwnas.files import content_sha256
 from hwnas.ir.blocks import ConvBlock, Head, Identity, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.summary import refused_networks
 from hwnas.latency.table import load_table
 from hwnas.profiling.kit import _PACKAGES, build_kit, collect_kit
 from hwnas.profiling.kit_runner import load_kit, pack_program, unpack_program
@@ -160,6 +161,7 @@ def test_a_network_names_its_blocks(built):
 
 def test_what_to_install_is_known_of_every_runtime():
     assert set(_PACKAGES) == set(RUNTIMES)
+    assert all("onnx" in _PACKAGES[name].split() for name in ("torch-cpu", "torch-cuda"))  # they translate it themselves
 
 
 def test_the_readme_says_what_to_install_run_and_bring_back(built):
@@ -200,6 +202,31 @@ def test_what_the_converter_refuses_is_left_out(tmp_path, monkeypatch):
     assert "kernel=1" in refused and said.refused[refused] == "picky-cpu cannot run the model."
     assert said.blocks == BLOCKS - 1 and said.networks == 2  # of the four, those without it
     assert all(workload.choices.get("first") != "k1" for workload in kit.workloads) and kit.converter == "converter 7"
+
+
+class Choosy(Picky):
+    """Refuses certain models."""
+
+    def __init__(self, *models):
+        self.models = models
+
+    def prepare(self, model, config):
+        if model in self.models:
+            raise InputError("picky-cpu cannot run the model.")
+        return OnnxRuntimeCpu.prepare(self, model, config)
+
+
+def test_a_network_that_the_converter_refuses_has_another_in_its_place(tmp_path, monkeypatch):
+    """Of four networks there are, three are planned: one is left to take the place of one."""
+    planned = plan_networks(SPACE, PLAN, 1, 0)
+    monkeypatch.setitem(_PACKAGES, "picky-cpu", "picky")
+    for count in (1, 2):
+        bad = {one.key: "picky-cpu cannot run the model." for one in planned[:count]}
+        monkeypatch.setitem(RUNTIMES, "picky-cpu", Choosy(*(one.model() for one in planned[:count])))
+        said = build_kit(SPACE, "picky-cpu", tmp_path / str(count), plan=PLAN)
+        assert said.refused == bad and said.refused_blocks == 0 and (said.blocks, said.networks) == (BLOCKS, NETWORKS + 1 - count)
+        kit = load_kit(tmp_path / str(count))
+        assert kit.refused == bad and not set(bad) & {one.key for one in kit.workloads}
 
 
 def test_a_failure_leaves_nothing_and_harms_nothing(tmp_path):
@@ -276,6 +303,18 @@ def test_the_interpreter_is_bare(bare):
     code = "import importlib.util as u, sys; sys.exit(' '.join(n for n in sys.argv[1:] if u.find_spec(n)))"
     done = subprocess.run([bare, "-I", "-c", code, *NOT_THERE], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.strip() == ""
+
+
+def test_clocks_are_collected(measured, tmp_path):
+    """As an accelerator's kit has them; an older one's rows have none."""
+    results = measured / "results.jsonl"
+    header, *lines = results.read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines]
+    clocked = [row for row in rows if "ratios" in row]
+    assert clocked and all(row.pop("clocks_mhz") == [] for row in clocked)  # of a CPU
+    clocked[0]["clocks_mhz"] = [1980, 1755]
+    results.write_text(header + "".join(json.dumps(row) + "\n" for row in rows))
+    assert collect_kit(measured, tmp_path / "table.json").table.anchor.clocks_mhz == (1980, 1755)
 
 
 def test_the_table_is_made_of_what_was_recorded(finished, tmp_path):
@@ -360,12 +399,12 @@ def test_time_that_is_over_ends_it_in_order(kit, bare):
     assert not (kit / "table.json").exists()
 
 
-def test_a_refused_block_is_survived(kit, bare):
-    """Its program is not what the runtime takes; nothing with it in it is tried."""
+def spoil_program(kit, which):
+    """Has the runtime refuse the program of the first workload of that kind."""
     programs = kit / "programs"
 
     def spoil(document):
-        row = next(row for row in document["workloads"] if "kernel=1" in row["key"])
+        row = next(row for row in document["workloads"] if which in row["key"])
         program = unpack_program((programs / row["program"]).read_bytes())
         content = pack_program(Program(dict.fromkeys(program.files, b"no model"), program.inputs, program.outputs))
         row["program"] = hashlib.sha256(content).hexdigest()
@@ -373,6 +412,11 @@ def test_a_refused_block_is_survived(kit, bare):
         (programs / row["program"]).write_bytes(content)
 
     change_manifest(kit, spoil)
+
+
+def test_a_refused_block_is_survived(kit, bare):
+    """Its program is not what the runtime takes; nothing with it in it is tried."""
+    spoil_program(kit, "kernel=1")
     told = measure(bare, kit)
     (key,) = {row["key"] for row in rows_of(kit)[1] if "refused" in row}
     assert f"Left out: {key}: onnxruntime-cpu " in told and "Everything is measured" in told
@@ -381,6 +425,18 @@ def test_a_refused_block_is_survived(kit, bare):
     assert set(collected.table.refused) == {key} and len(collected.table.entries) == BLOCKS - 1
     assert len(collected.table.networks) == len(without) == NETWORKS - collected.left_out and collected.left_out
     assert collected.table.effort.complete and not collected.table.missing_workloads()
+
+
+def test_a_refused_network_is_survived_and_told(kit, bare):
+    spoil_program(kit, "network ")
+    told = measure(bare, kit)
+    (key,) = {row["key"] for row in rows_of(kit)[1] if "refused" in row}
+    assert key.startswith("network ") and f"Left out: {key}: onnxruntime-cpu " in told and "Everything is measured" in told
+    collected = collect_kit(kit, kit / "table.json")
+    table = load_table(kit / "table.json")
+    assert set(table.refused) == {key} and len(table.entries) == BLOCKS and table.effort.complete
+    assert list(refused_networks(table)) == [key.removeprefix("network ")] and collected.missing_sessions == 0
+    assert len(table.networks) == NETWORKS - 1 and collected.left_out == 1
 
 
 def test_what_the_converter_refused_is_refused_in_the_table(measured, tmp_path):

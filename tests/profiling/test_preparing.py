@@ -38,6 +38,7 @@ PLAN = ProfilePlan(min_sessions=2, max_sessions=2, fit_networks=1, held_out_netw
 MODELS = {f"width {width}": partial(bytes, conv_net(width=width).SerializeToString()) for width in (3, 4, 5, 6)}
 BAD = len(MODELS["width 4"]())
 CRASH = "os.kill(os.getpid(), signal.SIGSEGV)"
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 # So that the first agent has not done everything before the second has started.
 UNTIL_OTHERS = """
 until = time.monotonic() + 60
@@ -166,10 +167,19 @@ def test_a_model_that_cannot_be_converted_costs_no_other(what, reason, times, co
     assert done["width 4"].startswith(reason) and converted()[0][BAD] == times
 
 
-def test_a_crash_that_does_not_come_again_is_no_refusal(tmp_path, converted, monkeypatch):
+@pytest.mark.parametrize("what", [CRASH, KILLED, "bytearray(1 << 60)"], ids=["crash", "killed", "memory"])
+def test_a_crash_that_does_not_come_again_is_no_refusal(tmp_path, converted, monkeypatch, what):
     misbehave(monkeypatch, f"first = not os.path.exists({str(tmp_path / 'seen')!r}); open({str(tmp_path / 'seen')!r}, 'w'); "
-                           f"first and {CRASH}")
+                           f"first and {what}")
     assert prepare() == dict.fromkeys(MODELS) and converted()[0][BAD] == 2
+
+
+@pytest.mark.parametrize("what", [KILLED, "bytearray(1 << 60)"], ids=["killed", "memory"])
+def test_a_lack_of_memory_is_no_models_fault(converted, monkeypatch, what):
+    misbehave(monkeypatch, what)
+    with pytest.raises(UnavailableError, match=r"was killed \(SIGKILL\) when it converted .* memory|MemoryError"):
+        prepare()
+    assert converted()[0][BAD] == 2
 
 
 def test_a_second_try_takes_place_after_half_of_the_time_too(converted, monkeypatch):

@@ -20,12 +20,16 @@ from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Stem
 from hwnas.ir.costs import MacsCost
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
-from hwnas.latency.table import NetworkRecord, load_table
+from hwnas.latency.compare import table_warnings
+from hwnas.latency.refusals import network_key
+from hwnas.latency.summary import refused_networks
+from hwnas.latency.table import NetworkRecord, SittingRecord, load_table
 from hwnas.profiling.anchor import anchor_model
 from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import (
     ProfilePlan,
     default_table_path,
+    plan_networks,
     plan_workloads,
     profile_space,
     spread_networks,
@@ -105,7 +109,7 @@ def start_journal(path, plan=PLAN, **arguments):
 
 
 def key_of(choices):
-    return f"network {SPACE.architecture(choices)}"
+    return network_key(SPACE.architecture(choices))
 
 
 @pytest.fixture(scope="module")
@@ -566,14 +570,75 @@ def test_what_was_refused_stays_so_without_a_journal(tmp_path):
     assert not set(refused) & set(told.keys)
 
 
-def test_networks_that_are_refused_are_no_blocks(tmp_path):
+def refusal_line(key):
+    return json.dumps({"key": key, "refused": "It was ugly.", "preparing_s": 1.0}) + "\n"
+
+
+def test_networks_that_are_refused_have_others_in_their_place(tmp_path):
+    """Of five networks, two at most; the journal, and without it the table, know what was refused."""
     path = tmp_path / "table.json"
     journal = start_journal(path)
+    blocks, networks = (plan_workloads(SPACE, PLAN, 1, 0)[part] for part in (slice(BLOCKS), slice(BLOCKS, None)))
+    gone = [networks[3].key, networks[0].key]
     with open(journal, "a") as file:
-        file.writelines(json.dumps({"key": f"network {index}", "refused": "No."}) + "\n" for index in range(BLOCKS))
-    table, _ = profile(path)
-    assert table.effort.complete and not table.refused and set(table.entries) == {
-        workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)[:BLOCKS]}
+        file.writelines([session_line(blocks[0].key, [1.0]), session_line(gone[0], [1.0]), *map(refusal_line, gone)])
+    table, told = profile(path, plan=replace(PLAN, max_minutes=0))
+    assert told == [] and list(table.refused) == gone and table.effort.planned_sessions == BLOCKS + NETWORKS + 1
+    journal.unlink()
+    table, told = profile(path)
+    assert list(table.refused) == gone and table.effort.complete and not table.missing_workloads() and not journal.exists()
+    assert not set(gone) & set(told.keys) and not set(gone) & {key_of(record.choices) for record in table.networks}
+    assert sorted(record.role for record in table.networks) == ["fit"] * 3 + ["held_out"] * 2
+    assert Trellis(SPACE, table).count() == SPACE.size and list(refused_networks(load_table(path))) == [
+        key.removeprefix("network ") for key in gone]
+    assert [one for one in table_warnings(table) if "refuses 2 whole network(s)" in one and "(It was ugly)" in one]
+    assert profile(path)[1] == []
+
+
+def test_networks_that_are_refused_are_no_blocks(tmp_path):
+    """Every network of the space, which are more than it has blocks."""
+    path = tmp_path / "table.json"
+    journal = start_journal(path)
+    everything = [network_key(one) for one in spread_networks(SPACE, SPACE.size, 0)]
+    with open(journal, "a") as file:
+        file.writelines(map(refusal_line, [*everything, "network of another space"]))
+    table, told = profile(path)
+    assert table.effort.complete and list(table.refused) == everything and not table.networks
+    assert set(table.entries) == set(told.keys) == {workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)[:BLOCKS]}
+    assert [one for one in table_warnings(table) if "refuses 8 whole network(s)" in one]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_stands_in_already_stays_when_more_is_refused(seed):
+    space, plan = make_large_space(), replace(PLAN, fit_networks=16, held_out_networks=8)
+    generator = np.random.default_rng(seed)
+    before = {one.key: one.role for one in plan_networks(space, plan, 1, seed)}
+    refused, tried = [], set(before)
+    for number in range(1, 30):
+        if not before:
+            break
+        key = str(generator.choice(list(before)))
+        refused.append(key)
+        now = {one.key: one.role for one in plan_networks(space, plan, 1, seed, refused)}
+        kept = {one: role for one, role in before.items() if one != key}
+        assert kept.items() <= now.items()
+        new = [one for one in now if one not in kept]
+        assert len(new) == (number <= 6) and not tried & set(new)  # a quarter of them
+        assert all(now[one] == before[key] for one in new)
+        before, tried = now, tried | set(new)
+    assert len(refused) == 29 and len(before) == 1
+
+
+def test_refused_blocks_leave_the_other_networks_their_roles():
+    space, plan = make_large_space(), replace(PLAN, fit_networks=16, held_out_networks=8)
+    before = {one.key: one.role for one in plan_networks(space, plan, 1, 0)}
+    edge = next(edge for edge in space.steps[3].edges if edge.option == 2)
+    whole = next(iter(before))
+    now = {one.key: one.role for one in plan_networks(space, plan, 1, 0, [edge.workload, whole])}
+    assert len(now) == 24 and sorted(now.values()) == sorted(before.values())
+    assert {one: role for one, role in now.items() if one in before}.items() <= before.items()
+    possible = [key for key in before if "k5" not in key and key != whole]
+    assert possible and set(possible) <= set(now) and not any("k5" in key for key in now)
 
 
 def test_a_space_without_blocks_has_a_table_too(tmp_path):
@@ -608,8 +673,8 @@ def test_time_is_kept(tmp_path):
         assert 0 < len(told) < 500 * 11
 
 
-def test_exported_networks_stay_while_a_table_improves(finished, tmp_path):
-    """A certification adds networks to a table whose journal is still there, when time was over in a later round."""
+def test_exported_networks_and_sittings_stay_while_a_table_improves(finished, tmp_path):
+    """Certifications and judgements add to a table whose journal is still there, when time was over in a later round."""
     path = tmp_path / "table.json"
     plan = replace(PLAN, min_sessions=2, max_sessions=2)
     journal = start_journal(path, plan)
@@ -617,8 +682,10 @@ def test_exported_networks_stay_while_a_table_improves(finished, tmp_path):
         file.writelines(session_line(one.key, [1.0]) for one in plan_workloads(SPACE, plan, 1, 0))
     table, _ = profile(path, plan=replace(plan, max_minutes=0))
     record = NetworkRecord(choices=dict(table.networks[0].choices), sessions=((7.0,),), role="exported")
-    table.with_networks([record]).save(path)
+    sitting = SittingRecord(measured_utc="2026-11-22T00:00:00+00:00", anchor_ms=1.0, networks=(record,))
+    table.with_networks([record]).with_sitting(sitting).save(path)
     table, told = profile(path, plan=plan)
+    assert table.sittings == load_table(path).sittings == (sitting,)
     assert len(told) == 11 and [one for one in table.networks if one.role == "exported"] == [record]
 
 

@@ -21,7 +21,7 @@ from hwnas.latency.table import load_table
 from hwnas.profiling.agent import SHIPPED
 from hwnas.profiling.device import Patience, open_device
 from hwnas.profiling.profiler import ProfilePlan, plan_blocks, profile_space
-from hwnas.profiling.ssh import agent_archive, open_ssh_device
+from hwnas.profiling.ssh import agent_archive, list_ssh_runtimes, open_ssh_device
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_runtime
 from hwnas.spaces.load import load_space
@@ -300,10 +300,60 @@ def test_the_command_line_profiles_over_ssh(server, bare, tmp_path, monkeypatch)
     assert said.startswith(server.address()) and "refused" in said
 
 
+def machine(server, python):
+    """Its address without a runtime."""
+    return server.address(python=python).replace(f"/{RUNTIME}", "")
+
+
+def test_a_machine_says_which_runtimes_it_has(server, bare):
+    found = list_ssh_runtimes(machine(server, bare), options=server.options)
+    assert list(found) == list(RUNTIMES) and [name for name, one in found.items() if one.available] == [RUNTIME]
+    assert found[RUNTIME].version == load_runtime(RUNTIME).availability().version and found[RUNTIME].reason is None
+    assert found["openvino-cpu"].reason == "openvino is not installed; run: pip install openvino"
+
+
+def test_a_runtime_that_crashes_there_is_one_of_them(server, tmp_path):
+    python = bare_python(tmp_path)
+    (packages,) = tmp_path.glob("lib/python*/site-packages")
+    (packages / "openvino").mkdir()
+    (packages / "openvino" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    found = list_ssh_runtimes(machine(server, python), options=server.options)
+    assert list(found) == list(RUNTIMES) and found[RUNTIME].available
+    assert found["openvino-cpu"].reason == "it crashed (SIGSEGV) when it was imported; reinstall it"
+
+
+def test_the_command_line_lists_a_machines_runtimes(server, bare, monkeypatch):
+    monkeypatch.setenv("HWNAS_SSH_OPTIONS", " ".join(server.options))
+    arguments = ["devices", "--on", machine(server, bare)]
+    done = hwnas_process(*arguments, "--json")
+    assert done.code == 0 and [row["name"] for row in done.json if row["available"]] == [RUNTIME], done
+    assert {key for row in done.json for key in row} == {"name", "available", "reason", "runtime_version"}
+    told = hwnas_process(*arguments)
+    assert told.code == 0 and "pip install openvino" in told.out and f"{RUNTIME} " in told.out
+    said = refused(hwnas_process("devices", "--on", machine(server, "/nowhere/python")), 5)
+    assert "ended with status 127" in said and "?python=COMMAND" in said
+    server.stop()
+    try:
+        said = refused(hwnas_process(*arguments), 5)
+    finally:
+        server.start()
+    assert said.startswith(f"{machine(server, None)} cannot be reached (") and "refused" in said
+
+
+@pytest.mark.parametrize("address", [
+    "pi", "ssh://", "ssh://pi/onnxruntime-cpu", "ssh://pi?shell=x", "ssh://me:secret@pi", "ssh://pi:port", "ssh://-oProxyCommand=x",
+    "ssh://pi?python=a;b", "ssh://pi;ls", "ssh://pi\n"])
+def test_other_addresses_are_no_machines(address):
+    with pytest.raises(InputError, match=r"is ssh://user@host, .* but got"):
+        list_ssh_runtimes(address)
+
+
 def test_options_of_the_environment_must_be_quoted_as_for_a_shell(monkeypatch):
     monkeypatch.setenv("HWNAS_SSH_OPTIONS", "-i 'key")
     with pytest.raises(InputError, match=r"^HWNAS_SSH_OPTIONS must be options for ssh"):
         open_device(f"ssh://pi/{RUNTIME}", CONFIG)
+    with pytest.raises(InputError, match=r"^HWNAS_SSH_OPTIONS must be options for ssh"):
+        list_ssh_runtimes("ssh://pi")
 
 
 @pytest.mark.parametrize("address, host, port, python", [

@@ -4,6 +4,8 @@ import gc
 import math
 import time
 from dataclasses import replace
+from itertools import chain, count, repeat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwnas.errors import InputError
+from hwnas.profiling import timing
+from hwnas.profiling.rounds import RoundsPlan
 from hwnas.profiling.timing import (
     PairedSamples,
     TimingPlan,
@@ -71,7 +75,7 @@ def test_a_call_longer_than_a_sample_is_timed_one_by_one():
     samples = time_paired(slow, repeated(busy_work(), 3), plan)
     assert len(samples.workload_ns) == 6 and min(samples.workload_ns) >= 3e6
     assert samples.workload_ms >= 3
-    assert len(calls) == 6 * 2 + 2 * 2  # one call to warm the caches before each sample and each estimate
+    assert len(calls) == 6 * 2 + 4 * 2  # one call to warm the caches before each sample; at least two windows of two pairs
 
 
 def test_several_workloads_keep_their_order():
@@ -131,6 +135,57 @@ def test_the_first_slow_calls_do_not_count():
             return
         left = iter([100] * 12)
     pytest.fail(f"the first samples still have the ratios {found.ratios[:3]}")
+
+
+def test_the_first_slow_calls_of_a_slow_workload_do_not_count():
+    """The first two take all of the time for warming up."""
+    plan = TimingPlan(sample_ms=0.1, min_pairs=4, max_pairs=4, warmup_pairs=5, max_warmup_seconds=0.05)
+    for _ in range(3):
+        left = iter([0.03] * 6)
+        found = time_paired(lambda left=left: time.sleep(next(left, 0.01)), busy_work(), plan)
+        if max(found.workload_ns) < 2 * min(found.workload_ns):
+            return
+    pytest.fail(f"samples still take {found.workload_ns} ns")
+
+
+@pytest.fixture
+def tick(monkeypatch):
+    """Makes callables of known duration: a clock that only they move."""
+    clock = SimpleNamespace(ns=0, calls=0)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.ns / 1e9, perf_counter_ns=lambda: clock.ns))
+
+    def make(durations_ms, counted=False):
+        durations_ms = iter(durations_ms)
+
+        def call():
+            clock.ns += round(1e6 * next(durations_ms))
+            clock.calls += counted
+
+        return call
+
+    make.clock = clock
+    return make
+
+
+@pytest.mark.parametrize(("call_ms", "pairs"), [(1, 10), (5, 10), (8, 8), (15, 4), (50, 4), (500, 4)])
+def test_windows_shrink_for_slow_calls(tick, call_ms, pairs):
+    plan = replace(RoundsPlan().timing, min_pairs=1, max_pairs=1)
+    time_paired(tick(repeat(call_ms), counted=True), tick(repeat(0.1)), plan)
+    assert tick.clock.calls == 2 * (pairs + 1)  # the last one is what is kept
+
+
+def test_what_is_slow_at_first_is_not_a_slow_call(tick):
+    """The time is over after the first calls, yet windows grow again, and two are taken; anchors still last 20 ms."""
+    plan = replace(RoundsPlan().timing, min_pairs=1, max_pairs=1)
+    time_paired(tick(chain([100] * 6, repeat(1)), counted=True), tick(repeat(0.1)), plan)
+    assert tick.clock.calls == 2 * (8 + 1)
+
+
+def test_warming_up_a_slow_workload_costs_little(tick):
+    """What never settles ends with the time; for a call of 50 ms that is four pairs, of which each takes an anchor of 20 ms."""
+    falling = (50 * 0.97**turn for turn in count())
+    samples = time_paired(tick(falling), tick(repeat(0.1)), replace(RoundsPlan().timing, min_pairs=1, max_pairs=1))
+    assert tick.clock.ns < 5 * (2 * 50 + 20 + 1) * 1e6 + 10e6 and samples.workload_ms == pytest.approx(50 * 0.97**9)
 
 
 def test_garbage_collection_is_off_while_timing_and_as_before_afterwards():

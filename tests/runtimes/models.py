@@ -4,6 +4,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from hwnas.ir.layers import Activation, BatchNorm, Conv, Quantize
+from hwnas.ir.network import NetworkBuilder
+from hwnas.ir.shape import TensorShape
+from hwnas.lower.onnx import OPSET, to_onnx
+from hwnas.lower.weights import random_weights
+
 
 def conv_net(seed: int = 0, *, width: int = 8, side: int = 16, depth: int = 1) -> onnx.ModelProto:
     """Convolutions with ReLU, a strided depthwise one, global pooling and a linear layer: (2, 3, side, side) -> (2, 5)."""
@@ -30,6 +36,22 @@ def conv_net(seed: int = 0, *, width: int = 8, side: int = 16, depth: int = 1) -
     nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
     layer("Gemm", "flat", "logits", (5, width), transB=1)
     return build_model(nodes, {"images": [2, 3, side, side]}, {"logits": [2, 5]}, weights)
+
+
+def int8_net(opset: int = OPSET) -> tuple[onnx.ModelProto, float]:
+    """Convolutions in int8 from end to end, as hwnas writes them, (2, 3, 16, 16) -> (2, 24, 8, 8), and its results' step."""
+    net = NetworkBuilder(TensorShape(3, 16, 16))
+    x = net.add("images/rounded", Quantize(8, signed=True), net.input)
+    for name, conv, signed in (("stem", Conv(16, (3, 3), 1, (1, 1), weight_format="int8"), False),
+                               ("depthwise", Conv(16, (3, 3), 2, (1, 1), groups=16, weight_format="int8"), False),
+                               ("pointwise", Conv(24, weight_format="int8"), True)):
+        x = net.add(f"{name}/bn", BatchNorm(), net.add(name, conv, x))
+        if not signed:
+            x = net.add(f"{name}/relu", Activation("relu"), x)
+        x = net.add(f"{name}/rounded", Quantize(8, signed), x)
+    network = net.build(x)
+    weights = random_weights(network, seed=0)
+    return to_onnx(network, weights, batch_size=2, opset=opset), float(weights["pointwise/rounded.scale"][0])
 
 
 def two_input_net() -> onnx.ModelProto:

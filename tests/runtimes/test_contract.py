@@ -1,15 +1,22 @@
-"""The contract of `hwnas.runtimes.base`, held against every runtime; a new runtime is tested by being in RUNTIMES."""
+"""The contract of `hwnas.runtimes.base`, held against every runtime; a new runtime is tested by being in RUNTIMES.
+
+A case takes the fixture that says what it needs: `converter` asks questions and prepares models, which needs no GPU whatever
+the runtime; `runtime` and `executable` execute, so that those of GPUs are marked `gpu` (`make gpu`).
+"""
 
 import gc
+import re
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import psutil
 import pytest
 from onnx import helper
@@ -18,12 +25,25 @@ from onnx.reference import ReferenceEvaluator
 from hwnas.errors import InputError, UnavailableError
 from hwnas.runtimes import RUNTIMES, RuntimeConfig, load_runtime
 from hwnas.runtimes.onnx_model import ONNX_FILE
-from tests.runtimes.models import build_model, conv_net, noise, two_input_net
+from tests.runtimes.models import build_model, conv_net, int8_net, noise, two_input_net
 from tests.runtimes.shipping import receive, ship
+
+CPU = [name for name in sorted(RUNTIMES) if name.endswith("-cpu")]
+GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in sorted(RUNTIMES) if name not in CPU]
 
 
 @pytest.fixture(params=sorted(RUNTIMES))
+def converter(request):
+    """A runtime of which nothing is executed here."""
+    found = RUNTIMES[request.param].can_prepare()
+    if not found.available:
+        pytest.skip(f"{request.param}: {found.reason}")
+    return RUNTIMES[request.param]
+
+
+@pytest.fixture(params=[*CPU, *GPU])
 def runtime(request):
+    """A runtime that executes here."""
     found = RUNTIMES[request.param].availability()
     if not found.available:
         pytest.skip(f"{request.param}: {found.reason}")
@@ -38,6 +58,7 @@ def executable(runtime):
 
 
 IMAGES = noise((2, 3, 16, 16))
+DEVICES = Path(__file__).parents[2] / "docs" / "devices.md"
 
 
 def reference(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -45,7 +66,7 @@ def reference(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str
     return dict(zip(names, ReferenceEvaluator(model).run(names, inputs), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in RUNTIMES if name.endswith("-cpu")])
+@pytest.mark.parametrize("name", CPU)
 def test_every_runtime_of_processors_is_here(name):
     """What follows skips those that are not; the package's extra `test` has them all."""
     found = RUNTIMES[name].availability()
@@ -58,7 +79,20 @@ def test_an_available_runtime_has_a_version_and_no_reason(runtime):
     load, prepare = runtime.can_load(), runtime.can_prepare()
     assert load.available and prepare.available and load.reason is prepare.reason is None
     assert found.version == (load.version if prepare.version is None else f"{load.version} ({prepare.version})")
-    assert "fp32" in runtime.precisions and RUNTIMES[runtime.name] is runtime
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_runtime_is_available_or_says_what_would_change_that(name):
+    runtime = RUNTIMES[name]
+    assert runtime.name == name and "fp32" in runtime.precisions
+    found = runtime.availability()
+    if found.available:
+        assert load_runtime(name) is runtime
+        return
+    assert found.version is None and found.reason in (runtime.can_load().reason, runtime.can_prepare().reason)
+    with pytest.raises(UnavailableError) as caught:
+        load_runtime(name)
+    assert str(caught.value).startswith(name) and found.reason in str(caught.value)
 
 
 def test_numbers_are_those_of_the_onnx_reference(executable):
@@ -97,11 +131,16 @@ def test_a_program_is_loaded_as_often_as_wanted(runtime):
     assert program.files == files
 
 
-def test_a_program_can_be_taken_apart_and_put_together(runtime, tmp_path):
-    program = runtime.prepare(two_input_net().SerializeToString(), RuntimeConfig())
+def test_a_program_can_be_taken_apart_and_put_together(converter, tmp_path):
+    program = converter.prepare(two_input_net().SerializeToString(), RuntimeConfig())
+    assert program.files and all(isinstance(content, bytes) for content in program.files.values())
     ship(program, tmp_path)
+    assert receive(tmp_path) == program
+
+
+def test_a_program_that_was_put_together_runs(runtime, tmp_path):
+    ship(runtime.prepare(two_input_net().SerializeToString(), RuntimeConfig()), tmp_path)
     arrived = receive(tmp_path)
-    assert arrived == program
     inputs = {"gate": np.array(3.0, np.float32), "images": noise((1, 4, 6, 6))}
     executable = runtime.load(arrived, RuntimeConfig())
     results = executable.run(inputs)
@@ -110,15 +149,11 @@ def test_a_program_can_be_taken_apart_and_put_together(runtime, tmp_path):
         np.testing.assert_allclose(results[name], expected, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_a_model_is_prepared_for_devices_that_are_elsewhere(name):
+def test_a_model_is_prepared_for_devices_that_are_elsewhere(converter):
     """On a machine that may lack the runtime or its GPU."""
-    found = RUNTIMES[name].can_prepare()
-    if not found.available:
-        pytest.skip(f"{name}: {found.reason}")
     expected = reference(conv_net(), {"images": IMAGES})["logits"]
-    for precision in RUNTIMES[name].precisions:
-        program = RUNTIMES[name].prepare(conv_net().SerializeToString(), RuntimeConfig(precision=precision))
+    for precision in converter.precisions:
+        program = converter.prepare(conv_net().SerializeToString(), RuntimeConfig(precision=precision))
         assert [(tensor.name, tensor.shape) for tensor in program.inputs] == [("images", (2, 3, 16, 16))]
         assert [(tensor.name, tensor.shape) for tensor in program.outputs] == [("logits", (2, 5))]
         if ONNX_FILE in program.files:
@@ -230,17 +265,17 @@ def test_nan_does_not_crash(executable):
     np.testing.assert_allclose(result[1], expected[1], atol=1e-4, rtol=1e-4)  # the other image is untouched
 
 
-def test_settings_are_plain_and_record_the_threads(runtime):
-    one, two = runtime.settings(RuntimeConfig(threads=1)), runtime.settings(RuntimeConfig(threads=2))
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_settings_are_plain_and_record_the_threads(name):
+    one, two = (RUNTIMES[name].settings(RuntimeConfig(threads=threads)) for threads in (1, 2))
     assert all(isinstance(value, str | int | float | bool) for value in one.values())
-    assert one == runtime.settings(RuntimeConfig(threads=1))
+    assert one == RUNTIMES[name].settings(RuntimeConfig(threads=1))
     changed = [key for key in one if one[key] != two[key]]
     assert changed and all((one[key], two[key]) == (1, 2) for key in changed)
 
 
+@pytest.mark.parametrize("runtime", CPU, indirect=True)  # processor time says nothing about an accelerator
 def test_one_thread_uses_one_core(runtime):
-    if not runtime.name.endswith("-cpu"):
-        pytest.skip("processor time says nothing about an accelerator")
     model = conv_net(width=64, side=64, depth=4)
     executable = runtime.compile(model.SerializeToString(), RuntimeConfig(threads=1))
     bound = executable.bind({"images": noise((2, 3, 64, 64))})
@@ -258,11 +293,12 @@ def _thread_seconds() -> dict[int, float]:
 
 
 @pytest.mark.parametrize("precision", ["fp33", "", "FP32"])
-def test_unknown_precisions_are_refused(runtime, precision):
-    config = RuntimeConfig(precision=precision)
-    program = runtime.prepare(conv_net().SerializeToString(), RuntimeConfig())
-    for attempt in (lambda: runtime.prepare(conv_net().SerializeToString(), config), lambda: runtime.load(program, config),
-                    lambda: runtime.compile(conv_net().SerializeToString(), config), lambda: runtime.settings(config)):
+def test_unknown_precisions_are_refused(converter, precision):
+    """By each half, before it looks for a GPU."""
+    model, config = conv_net().SerializeToString(), RuntimeConfig(precision=precision)
+    program = converter.prepare(model, RuntimeConfig())
+    for attempt in (lambda: converter.prepare(model, config), lambda: converter.load(program, config),
+                    lambda: converter.compile(model, config), lambda: converter.settings(config)):
         with pytest.raises(InputError, match=r"choose one of .*fp32"):
             attempt()
 
@@ -282,13 +318,52 @@ def test_every_precision_runs_or_says_that_this_machine_cannot(runtime):
             assert 1e-4 < error < 5e-2
 
 
+INTEGERS, FLOATS, REFUSED = "integer kernels", "in floating point", "refused"
+INT8 = {"executorch-cpu": INTEGERS, "litert-cpu": INTEGERS, "mnn-cpu": REFUSED, "ncnn-cpu": REFUSED, "onnxruntime-cpu": INTEGERS,
+        "openvino-cpu": INTEGERS, "torch-cpu": FLOATS,
+        "onnxruntime-cuda": FLOATS, "tensorrt": INTEGERS, "tensorrt-rtx": INTEGERS, "torch-cuda": FLOATS}
+
+
+@pytest.mark.parametrize("runtime", [name for name in CPU if INT8[name] != REFUSED], indirect=True)
+def test_int8_gives_onnxruntimes_numbers_within_one_step(runtime):
+    """Whole steps of the last quantiser, few of them another than ONNX Runtime's: a value near the middle of two.
+
+    In floating point (`INT8`), weights are int8's and each quantiser rounds: the numbers are those of int8, the speed is not.
+    """
+    model, step = int8_net()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    executable = runtime.compile(model.SerializeToString(), RuntimeConfig())
+    steps = executable.run({"images": IMAGES})["features"] / step
+    executable.close()
+    assert len(np.unique(np.rint(steps))) > 200
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+    # ONNX's own reference implementation knows quantisers of later operator sets only.
+    for expected in (session.run(None, {"images": IMAGES})[0], reference(int8_net(21)[0], {"images": IMAGES})["features"]):
+        distance = np.abs(np.rint(steps) - np.rint(expected / step))
+        assert distance.max() <= 1 and distance.mean() < 0.05  # 0.7 where the inner quantisers are left out
+
+
+@pytest.mark.parametrize("runtime", [name for name in CPU if INT8[name] == REFUSED], indirect=True)
+def test_int8_is_refused_where_it_does_not_run(runtime):
+    with pytest.raises(InputError, match=runtime.name):
+        runtime.compile(int8_net()[0].SerializeToString(), RuntimeConfig())
+
+
+def test_the_documentation_says_how_each_runtime_runs_int8():
+    documented = {}
+    for line in filter(re.compile(r"\|").match, DEVICES.read_text().splitlines()):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        documented |= dict.fromkeys(set(re.findall(r"`([\w-]+)`", cells[0])) & set(RUNTIMES), cells[-1])
+    assert documented == INT8
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"not a model" * 20, conv_net().SerializeToString()[:200], conv_net().SerializeToString()[:-40]],
     ids=["empty", "text", "head", "truncated"],
 )
-def test_malformed_models_are_refused(runtime, content):
-    for attempt in (runtime.prepare, runtime.compile):
+def test_malformed_models_are_refused(converter, content):
+    for attempt in (converter.prepare, converter.compile):
         with pytest.raises(InputError, match="not valid ONNX"):
             attempt(content, RuntimeConfig())
 

@@ -1,9 +1,11 @@
 """The cache of converted models, with real programs as converters: one that copies, and ones that misbehave."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,9 @@ import pytest
 from hwnas.errors import InputError, UnavailableError
 from hwnas.runtimes import conversion
 from hwnas.runtimes.conversion import Converter, cache_folder
+from tests.profiling.processes import eventually
+
+ROOT = Path(__file__).parents[2]
 
 COPY = "open('product', 'wb').write(open('model.onnx', 'rb').read()); open('../../../runs', 'a').write('x')"
 
@@ -80,6 +85,38 @@ def test_a_converter_that_fails_is_an_input_error_with_its_reason_and_leaves_not
     assert list(cache.iterdir()) == []
 
 
+def test_a_converter_that_is_killed_is_a_matter_of_memory(cache):
+    with pytest.raises(UnavailableError, match=r"some-cpu was killed \(SIGKILL\).* memory"):
+        converter("import os; os.kill(os.getpid(), 9)").convert(b"a model")
+    assert list(cache.iterdir()) == []
+
+
+ON_A_SMALL_DISK = """
+from hwnas.errors import InputError, UnavailableError
+from tests.runtimes.test_conversion import converter
+for program in ("open('product', 'wb').write(bytes(1 << 22))", "raise SystemExit(1)"):
+    try:
+        converter(program).convert(b"a model")
+    except (InputError, UnavailableError) as error:
+        print(type(error).__name__, error)
+print(converter().convert(b"a model"))
+"""
+
+
+def test_a_full_disk_is_no_models_fault(cache):
+    """On a disk of a megabyte, which only this test's processes see."""
+    cache.parent.mkdir()
+    mount = 'mount -t tmpfs -o size=1m none "$0" && exec "$@"'
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, cache.parent]
+    if subprocess.run([*mounted, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    done = subprocess.run([*mounted, sys.executable, "-c", ON_A_SMALL_DISK], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and lines[2] == "{'product': b'a model'}"
+    for line in lines[:2]:
+        assert line.startswith("UnavailableError") and "(No space left on device): free some space" in line
+
+
 def test_a_converter_that_hangs_is_ended(cache):
     hang = "import os, time; open('../../../pid', 'w').write(str(os.getpid())); open('product', 'w'); time.sleep(600)"
     with pytest.raises(InputError, match=r"some-cpu .* did not finish within 0\.5 s"):
@@ -133,6 +170,37 @@ def test_what_a_killed_converter_left_is_removed_after_an_hour_and_no_earlier(ca
         os.utime(cache / name, (time.time() - age_s,) * 2)
     converter().convert(b"a model")
     assert not (cache / ".old").exists() and (cache / ".new").exists()
+
+
+def test_a_folder_at_work_stays_however_old_its_clock_says_it_is(cache):
+    """Until whoever works in it is killed."""
+    wait = ("import os, time\nwith open('here', 'w') as here: here.write(str(os.getppid()))\n"
+            "while not os.path.exists('go'): time.sleep(0.01)\n")
+    program = (f"from tests.runtimes.test_conversion import COPY, converter\n"
+               f"print(converter({wait!r} + COPY).convert(b'a model'))\n")
+    with ExitStack() as stack:
+        children = [stack.enter_context(subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
+                                                         text=True, start_new_session=True)) for _ in range(2)]
+        for child in children:
+            stack.callback(_kill_group, child.pid)
+        assert eventually(lambda: len([here for here in cache.glob(".*/work/here") if here.read_text()]) == 2, 60)
+        works = {int(here.read_text()): here.parent for here in cache.glob(".*/work/here")}
+        going_on, killed = (works[child.pid] for child in children)
+        for folder in works.values():
+            os.utime(folder.parent, (0, 0))
+        converter(version="2").convert(b"another model")
+        assert going_on.exists() and killed.exists()
+        _kill_group(children[1].pid)
+        children[1].wait()
+        converter(version="3").convert(b"another model")
+        assert going_on.exists() and not killed.exists()
+        (going_on / "go").touch()
+        assert children[0].stdout.read() == "{'product': b'a model'}\n"
+
+
+def _kill_group(pid):
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(cache):

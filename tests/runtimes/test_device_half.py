@@ -81,6 +81,13 @@ def test_importing_the_runtimes_loads_nothing_but_numpy_even_where_all_is_instal
     assert set(json.loads(said)) - sys.stdlib_module_names == {"hwnas"}
 
 
+@pytest.mark.parametrize("name", ["torch-cpu", "torch-cuda"])
+def test_pytorch_is_not_usable_without_onnx_which_it_is_translated_from(name):
+    there = [package for package in PACKAGES["torch-cpu"] if package not in ("onnx", "google", "ml_dtypes")]
+    reason = run_there(BARE + f"from hwnas.runtimes import RUNTIMES\nprint(RUNTIMES[{name!r}].can_load().reason)", there)
+    assert "onnx" in reason.partition("not installed")[0] and " onnx" in reason.partition("run: pip install")[2]
+
+
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if name.endswith("-cpu")])
 def test_a_device_needs_nothing_but_the_runtimes_own_package(name, tmp_path):
     runtime = RUNTIMES[name]

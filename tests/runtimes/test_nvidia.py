@@ -3,12 +3,13 @@
 import ctypes
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 from hwnas.errors import UnavailableError
 from hwnas.runtimes import RUNTIMES, RuntimeConfig, nvidia
-from hwnas.runtimes.nvidia import Gpu, NoGpu, choose_gpu, gpu_settings, missing_modules, probe_gpu, read_clocks, why_unusable
+from hwnas.runtimes.nvidia import Gpu, NoGpu, choose_gpu, gpu_settings, missing_modules, probe_gpu, read_clock_mhz, why_unusable
 from tests.runtimes.models import conv_net
 
 NVIDIA = ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
@@ -59,8 +60,58 @@ def test_a_driver_without_gpus_is_told():
 def test_without_a_driver_every_question_has_an_answer():
     found = probe_gpu()
     assert isinstance(found, NoGpu) and "no NVIDIA GPU driver" in found.reason
-    assert read_clocks() is None
+    assert read_clock_mhz() is None
     assert gpu_settings() == {"gpu": "none"}
+
+
+class Nvml(ModuleType):
+    """NVML's module as far as it is asked for here, with two GPUs: functions give what the driver's give, or raise as it does."""
+
+    NVML_CLOCK_GRAPHICS, NVML_CLOCK_SM = 0, 1
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, clocks_mhz):
+        super().__init__("pynvml")
+        self.open, self.clocks_mhz = 0, clocks_mhz
+
+    def nvmlInit(self):
+        self.open += 1
+
+    def nvmlShutdown(self):
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self):
+        return len(TWINS)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return list(TWINS)[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return uuid
+
+    def nvmlDeviceGetUUID(self, handle):
+        return handle
+
+    def nvmlDeviceGetName(self, handle):
+        return TWINS[handle]
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        if kind != self.NVML_CLOCK_SM or self.clocks_mhz[handle] is None:
+            raise self.NVMLError("Not Supported")
+        return self.clocks_mhz[handle]
+
+
+@pytest.mark.parametrize(("clocks_mhz", "told"), [((1980, 345), 345), ((1980, None), None), ((1980, 0), None)])
+def test_the_clock_is_that_of_the_gpu_that_computes(clocks_mhz, told, monkeypatch):
+    nvml = Nvml(dict(zip(TWINS, clocks_mhz, strict=True)))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(nvidia, "_driver_is_present", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found = {name: runtime.clock_mhz() for name, runtime in RUNTIMES.items()}
+    assert read_clock_mhz() == told and nvml.open == 0
+    assert found == {name: told if name in (*NVIDIA, "torch-cuda") else None for name in RUNTIMES}
 
 
 @needs_no_gpu
@@ -110,6 +161,5 @@ def test_the_gpu_is_described():
     assert isinstance(found, Gpu) and found.name and found.driver
     major, minor = found.compute_capability.split(".")
     assert int(major) >= 5 and int(minor) >= 0
-    clocks = read_clocks()
-    assert clocks is not None and clocks.sm_mhz > 0 and clocks.memory_mhz > 0
+    assert read_clock_mhz() > 0
     assert gpu_settings()["gpu_driver"] == found.driver
