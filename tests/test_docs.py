@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hwnas
+from hwnas.spaces.networks import NETWORKS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -82,9 +83,13 @@ def test_commands_run(page, tmp_path):
 FIGURES = [
     ("latency.md", "figures", "bench_latency_prediction", "latency-prediction.json",
      lambda tool, found: tool.markdown(found["rows"])),
+    ("latency.md", "hours", "bench_latency_prediction", "latency-prediction.json",
+     lambda tool, found: tool.hours_markdown(found["rows"])),
     ("latency.md", "schemes", "bench_latency_prediction", "latency-prediction.json",
      lambda tool, found: tool.schemes_markdown(found["rows"])),
+    ("latency.md", "context", "bench_context", "context.json", lambda tool, found: tool.markdown(found["rows"])),
     ("training.md", "figures", "bench_supernet", "supernet-cost.json", lambda tool, found: tool.markdown(found)),
+    ("networks.md", "ranking", "list_networks", "networks.json", lambda tool, found: tool.markdown(found)),
     ("export.md", "promise", "bench_promise", "promise.json", lambda tool, found: tool.markdown(found["tables"], found["total"])),
     ("export.md", "mixed", "bench_mixed_precision", "mixed-precision.json", lambda tool, found: tool.markdown(found)),
     ("export.md", "quantizers", "bench_quantizers", "quantizers.json", lambda tool, found: tool.markdown(found)),
@@ -101,4 +106,14 @@ def test_figures_are_those_of_the_benchmark(page, mark, tool, file, made):
     text = (ROOT / "docs" / page).read_text()
     told = text.split(f"<!-- {mark}: begin -->")[1].split(f"<!-- {mark}: end -->")[0]
     expected = made(module, json.loads((ROOT / "docs" / file).read_text()))
-    assert told.strip() == expected.strip(), f"run tools/{tool}.py with --output, and copy what it prints"
+    assert told.strip() == expected.strip(), f"docs/{file} says otherwise: copy what tools/{tool}.py prints"
+
+
+def test_the_ranking_is_of_the_networks_as_they_are():
+    """All were timed, in full; nothing that the page or the picture shows of one has changed since."""
+    found = json.loads((ROOT / "docs" / "networks.json").read_text())
+    assert not found["unfinished"], "repeat the command of docs/networks.md, which goes on"
+    ranked = {row["name"]: (row["macs"], row["parameters"], row["top1"]) for row in found["networks"]}
+    assert ranked == {name: (one.network.macs, one.network.parameters, one.published.top1) for name, one in NETWORKS.items()}
+    picture = (ROOT / "docs" / "networks.svg").read_text()  # names in comments what it spells in outlines
+    assert [row["name"] for row in found["networks"] if row["on_front"] and f"<!-- {row['name']} -->" not in picture] == []

@@ -14,6 +14,8 @@ Each table is profiled into --folder (and continued there), or read; then the sc
 - networks only: corrections without isolated measurements: every block is expected to cost the same
 - hosts (with --hosts): the same on blocks measured between two 1x1 convolutions, less the convolutions; counted apart
 
+How often intervals hold is judged by the networks of other hours, which `hwnas table judge --keep` adds to a table.
+
 Run it on a quiet machine: nothing else may compute meanwhile.
 """
 
@@ -31,7 +33,8 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy import stats
 
-from hwnas.files import write_json
+from hwnas.files import read_json, write_json
+from hwnas.latency.summary import refused_blocks
 from hwnas.latency.table import LatencyTable, conformal_interval, load_table
 from hwnas.lower.onnx import to_onnx
 from hwnas.profiling.device import open_device
@@ -56,7 +59,7 @@ GOAL: dict[str, tuple[str, str, Callable[[float], bool]]] = {
     "within_5_percent": ("within 5 %", "at least 99 %", lambda value: value >= 0.99),
     "within_10_percent": ("within 10 %", "all", lambda value: value == 1),
     "spearman": ("Spearman", "at least 0.99", lambda value: value >= 0.99),
-    "interval_coverage": ("coverage", "92 to 98 %", lambda value: 0.92 <= value <= 0.98),
+    "coverage": ("coverage", "92 to 98 %", lambda value: 0.92 <= value <= 0.98),
     "minutes": ("minutes", "at most 10", lambda value: value <= 10),
 }
 """What a table is to reach, by figure: its name, what is wanted of it, and whether a value is that."""
@@ -103,12 +106,12 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
     predicted = {name: predict(scheme, on, fit) for name, (scheme, on) in schemes.items()}
     row = {"runtime": table.environment["runtime"], "version": table.environment["runtime_version"], "space": table.space,
            "minutes": None if table.effort is None else table.effort.minutes, "blocks": len(table.entries),
-           "refused": len(table.refused), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
+           "refused": len(refused_blocks(table)), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
            "held_out_sessions": min(len(networks.sessions[row]) for row in held_out),
-           "hosts": hosts and {key: value for key, value in hosts.items() if key != "costs"},
-           "session_scatter": session_scatter(networks.sessions),
-           "schemes": {name: (found := judge(networks, held_out, prediction)) | cross_validate(
-                           schemes[name][0], schemes[name][1], resplits, found["interval"])
+           "hosts": hosts,
+           "session_scatter": session_scatter(networks.sessions), "interval": table.held_out.interval,
+           "hours": (hours := other_hours(table)), "coverage": coverage(hours),
+           "schemes": {name: judge(networks, held_out, prediction) | cross_validate(*schemes[name], resplits)
                        for name, prediction in predicted.items()},
            "corrected_from": {str(count): judge(networks, held_out, predict(SCHEMES[DEFAULT], networks, shuffled(fit)[:count]))[
                "mean_error"] for count in LEARNING if count <= len(fit)},
@@ -141,25 +144,49 @@ def judge(networks: Networks, rows: Rows, predicted: Floats) -> dict[str, Any]:
             "spearman": float(stats.spearmanr(predicted, measured).statistic), "interval": conformal_interval(errors)}
 
 
-def cross_validate(scheme: Scheme, networks: Networks, resplits: int, interval: float) -> dict[str, float]:
+def other_hours(table: LatencyTable) -> list[dict[str, Any]]:
+    """How the table did in each later sitting, by the interval that it had before: networks that nothing had seen.
+
+    (Halving the networks that the interval comes from would say nothing: how often a maximum of some covers others is arithmetic,
+    whatever the errors.)
+    """
+    found = []
+    for count, sitting in enumerate(table.sittings):
+        interval = replace(table, sittings=table.sittings[:count]).held_out.interval
+        errors = table.errors(sitting.networks)
+        within = {f"within_{percent}_percent": float((np.abs(errors) <= percent / 100).mean()) for percent in (2, 5, 10)}
+        found.append({"measured_utc": sitting.measured_utc, "networks": len(errors),
+                      "sessions": min(len(record.sessions) for record in sitting.networks), "interval": interval,
+                      "covered": int((np.abs(errors) <= interval).sum()), "median_error": float(np.median(errors)),
+                      "mean_error": float(np.abs(errors).mean()), "max_error": float(np.abs(errors).max()), **within,
+                      "spearman": float(stats.spearmanr(table.predicted_ratios(sitting.networks),
+                                                        [record.ratio for record in sitting.networks]).statistic),
+                      "mean_square": float(np.mean(errors**2) - np.mean(table.errors(table.judging_networks)**2))})
+    return found
+
+
+def coverage(hours: Sequence[dict[str, Any]]) -> float | None:
+    """Of all networks of other hours, the share for which the interval of before held."""
+    networks = sum(hour["networks"] for hour in hours)
+    return sum(hour["covered"] for hour in hours) / networks if networks else None
+
+
+def cross_validate(scheme: Scheme, networks: Networks, resplits: int) -> dict[str, float]:
     """Errors over other divisions of all networks into those that are fitted and those that judge: less luck of the draw.
 
-    Every network is fitted with as few sessions as those that calibrate have, and judged with all of its own. How often the
-    table's interval holds is judged on the networks that it does not come from. (Halving those that it comes from would say
-    nothing: how often a maximum of some covers others is arithmetic, whatever the errors.)
+    Every network is fitted with as few sessions as those that calibrate have, and judged with all of its own.
     """
     fit, held_out = networks.rows("fit"), networks.rows("held_out")
     rows, sessions = np.concatenate([fit, held_out]), min(len(networks.sessions[row]) for row in fit)
-    errors, covered = [], []
+    errors = []
     for seed in range(resplits):
         order = np.random.default_rng(seed).permutation(rows)
         used, left = order[:len(fit)], order[len(fit):]
         predicted = scheme(networks, used, [networks.sessions[row][:sessions] for row in used])
         errors.append(np.abs(measured_ratios(networks, left) / predicted[left] - 1))
-        covered.extend(errors[-1][np.isin(left, fit)] <= interval)
     if not errors:
         return {}
-    return {"interval_coverage": float(np.mean(covered)), "resplit_mean_error": float(np.mean(errors)),
+    return {"resplit_mean_error": float(np.mean(errors)),
             "resplit_within_2_percent": float(np.mean(np.array(errors) <= 0.02)),
             "resplit_within_5_percent": float(np.mean(np.array(errors) <= 0.05))}
 
@@ -210,38 +237,68 @@ def misses(table: LatencyTable, networks: Networks, rows: Rows, predicted: Float
 
 def goal(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each part of the goal: the default scheme's figure, and whether it is met; what is not known is not met."""
-    figures: dict[str, Any] = row["schemes"][DEFAULT] | {"minutes": row["minutes"], "sessions": row["held_out_sessions"]}
+    figures: dict[str, Any] = row["schemes"][DEFAULT] | {"minutes": row["minutes"], "sessions": row["held_out_sessions"],
+                                                         "coverage": row["coverage"]}
     return {part: {"figure": figures.get(part), "met": figures.get(part) is not None and bool(reaches(figures[part]))}
             for part, (_, _, reaches) in GOAL.items()}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The figures of the default scheme, one line for every table, as docs/latency.md shows them."""
-    columns = ("runtime", "space", "goal", "mean error", "largest", "within 2 %", "within 5 %", "Spearman", "interval",
-               "coverage", "minutes")
+    columns = ("runtime", "space", "goal", "mean error", "scatter", "largest", "within 2 %", "within 5 %", "Spearman", "interval",
+               "coverage", "minutes", "timing", "blocks a minute")
     lines = []
     for row in rows:
         found = row["schemes"][DEFAULT]
         missed = [GOAL[part][0] for part, part_found in row["goal"].items() if not part_found["met"]]
         lines.append((row["runtime"], row["space"], "met" if not missed else f"missed: {', '.join(missed)}",
-                      f"{100 * found['mean_error']:.1f} %", f"{100 * found['max_error']:.1f} %",
-                      f"{100 * found['within_2_percent']:.0f} %", f"{100 * found['within_5_percent']:.0f} %",
-                      f"{found['spearman']:.3f}", f"± {100 * found['interval']:.1f} %",
-                      f"{100 * found['interval_coverage']:.0f} %" if "interval_coverage" in found else "unknown",
-                      "unknown" if row["minutes"] is None else f"{row['minutes']:.1f}"))
+                      f"{100 * found['mean_error']:.1f} %", f"{100 * row['noise']['error_share']:.0f} %",
+                      f"{100 * found['max_error']:.1f} %", f"{100 * found['within_2_percent']:.0f} %", f"{100 * found['within_5_percent']:.0f} %",
+                      f"{found['spearman']:.3f}", f"± {100 * row['interval']:.1f} %", say_coverage(row["hours"]),
+                      *(["unknown"] * 3 if row["effort"] is None else [
+                          f"{row['minutes']:.1f}", f"{100 * row['effort']['timing_share']:.0f} %",
+                          f"{row['effort']['blocks_per_minute']:.0f}"])))
     return markdown_table(columns, lines)
 
 
 def schemes_markdown(rows: list[dict[str, Any]]) -> str:
     """The mean error of every scheme, averaged over other divisions into fitted and judging networks too."""
     schemes = [name for name in DOCUMENTED if any(name in row["schemes"] for row in rows)]
-    return markdown_table(("runtime", "space", *schemes), [(row["runtime"], row["space"], *(
-        f"{100 * row['schemes'][name]['resplit_mean_error']:.2f} %" if name in row["schemes"] else "" for name in schemes))
+    return markdown_table(("runtime", "space", "networks over sums", *schemes), [(
+        row["runtime"], row["space"], f"{100 * row['schemes']['sum']['bias']:+.1f} %", *(
+            f"{100 * row['schemes'][name]['resplit_mean_error']:.2f} %" if name in row["schemes"] else "" for name in schemes))
         for row in rows])
 
 
 def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines))
+
+
+def say_coverage(hours: Sequence[dict[str, Any]]) -> str:
+    """As counts: a share of some tens says less than it seems to."""
+    covered, networks = (sum(hour[key] for hour in hours) for key in ("covered", "networks"))
+    return f"{covered} of {networks}" if networks else "unknown"
+
+
+def hours_markdown(rows: list[dict[str, Any]]) -> str:
+    """Every sitting in another hour, one line for each, and all together."""
+    columns = ("runtime", "space", "measured", "networks", "interval", "held for", "median error", "mean error", "within 5 %",
+               "Spearman", "the hour added")
+    lines = [(row["runtime"], row["space"], hour["measured_utc"][:16].replace("T", " "), f"{hour['networks']}",
+              f"± {100 * hour['interval']:.1f} %", f"{hour['covered']}", f"{100 * hour['median_error']:+.1f} %",
+              f"{100 * hour['mean_error']:.1f} %", f"{100 * hour['within_5_percent']:.0f} %", f"{hour['spearman']:.3f}",
+              say_added([hour])) for row in rows for hour in row["hours"]]
+    hours = [hour for row in rows for hour in row["hours"]]
+    if not hours:
+        return markdown_table(columns, lines)
+    covered, networks = (sum(hour[key] for hour in hours) for key in ("covered", "networks"))
+    return markdown_table(columns, [*lines, ("all", "", f"{len(hours)} sittings", f"{networks}", "",
+                                             f"{covered} ({100 * covered / networks:.1f} %)", "", "", "", "", say_added(hours))])
+
+
+def say_added(hours: Sequence[dict[str, Any]]) -> str:
+    """What the hours added to the error, in root mean square; nothing where they took from it."""
+    return f"{100 * max(float(np.mean([hour['mean_square'] for hour in hours])), 0.0) ** 0.5:.1f} %"
 
 
 def say_figure(part: str, figure: float | None) -> str:
@@ -263,7 +320,7 @@ def show(console: Console, row: dict[str, Any], with_goal: bool) -> None:
     view = Table(title=f"{row['runtime']} {row['version']}, {row['space']}: {row['blocks']} blocks, {row['sessions']} "
                        f"sessions{minutes}; scatter between sessions {say_share(row['session_scatter'])}", title_justify="left")
     resplit = "resplit_mean_error" in row["schemes"][DEFAULT]
-    for column in ("scheme", "mean error", "max", "bias", "within 2 %", "5 %", "10 %", "Spearman", "95 % interval", "coverage",
+    for column in ("scheme", "mean error", "max", "bias", "within 2 %", "5 %", "10 %", "Spearman", "in the hour",
                    *["resplit mean", "2 %", "5 %"] * resplit):
         view.add_column(column, justify="left" if column == "scheme" else "right")
     for scheme, found in row["schemes"].items():
@@ -272,8 +329,7 @@ def show(console: Console, row: dict[str, Any], with_goal: bool) -> None:
         view.add_row(scheme, f"{100 * found['mean_error']:.2f} %", f"{100 * found['max_error']:.1f} %",
                      f"{100 * found['bias']:+.1f} %",
                      *(f"{100 * found[f'within_{percent}_percent']:.0f} %" for percent in (2, 5, 10)),
-                     f"{found['spearman']:.3f}", f"± {100 * found['interval']:.1f} %",
-                     say_share(found.get("interval_coverage")), *again)
+                     f"{found['spearman']:.3f}", f"± {100 * found['interval']:.1f} %", *again)
     console.print(view)
     for line in diagnostics(row):
         console.print(line, soft_wrap=True)
@@ -299,6 +355,11 @@ def diagnostics(row: dict[str, Any]) -> Iterator[str]:
     for miss in row["misses"]:
         sessions = " ".join(f"{ratio:.3f}" for ratio in miss["sessions"])
         yield f"{100 * miss['error']:+.1f} %: predicted {miss['predicted']:.3f}, measured {sessions}: {miss['network']}"
+    if row["hours"]:
+        yield (f"95 % interval ± {say_share(row['interval'])}; before, it held for {say_coverage(row['hours'])} networks of "
+               f"{len(row['hours'])} other hour(s); another hour adds {say_added(row['hours'])} (root mean square)")
+    else:
+        yield f"95 % interval ± {say_share(row['interval'])}; not judged in another hour yet: 'hwnas table judge --keep' does"
     if row["effort"]:
         yield (f"{row['effort']['blocks_per_minute']:.1f} blocks a minute; {100 * row['effort']['timing_share']:.0f} % of the "
                f"time spent measuring; {row['effort']['sessions']} of {row['effort']['planned_sessions']} sessions")
@@ -315,6 +376,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/latency-prediction"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--hosts", action="store_true", help="also measure every block in a host, in as many minutes at most")
+    parser.add_argument("--hosts-of", type=Path, help="with --tables: take what hosts cost from this earlier --output")
     parser.add_argument("--goal", action="store_true", help="print each part of the goal, met or not")
     parser.add_argument("--resplits", type=int, default=10, help="other divisions into fitted and judging networks")
     parser.add_argument("--fit-networks", type=int, default=96)
@@ -328,7 +390,10 @@ def main() -> None:
     with Progress(console=Console(stderr=True)) as progress:
         found: list[tuple[LatencyTable, dict[str, Any] | None]]
         if arguments.tables:
-            found = [(load_table(path), None) for path in arguments.tables]
+            known = {} if arguments.hosts_of is None else {
+                (row["runtime"], row["space"]): row["hosts"] for row in read_json(arguments.hosts_of, "benchmark")["rows"]}
+            tables = [load_table(path) for path in arguments.tables]
+            found = [(table, known.get((table.environment["runtime"], table.space))) for table in tables]
         else:
             found = [profile(runtime, space, arguments.folder, plan, arguments.hosts, progress)
                      for runtime in arguments.runtimes for space in arguments.spaces]
@@ -342,7 +407,7 @@ def main() -> None:
         show(console, row, arguments.goal)
     if arguments.output:
         write_json(arguments.output, {"schema": "hwnas.latency-prediction/1", "rows": rows})
-        print(markdown(rows), schemes_markdown(rows), sep="\n\n")
+        print(markdown(rows), hours_markdown(rows), schemes_markdown(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

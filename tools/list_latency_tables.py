@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from hwnas.latency.summary import held_out_document, refused_blocks
 from hwnas.latency.table import load_table
 
 ROOT = Path(__file__).parent.parent
@@ -13,15 +14,18 @@ def rows() -> list[str]:
     lines = []
     for path in sorted((ROOT / "latency_tables").rglob("*.json")):
         table = load_table(path)
-        environment, held_out = table.environment, table.held_out
+        environment, held_out, document = table.environment, table.held_out, held_out_document(table)
         device = f"{environment['device']} (family/model/stepping {environment['device_id']})"
         roles = Counter(network.role for network in table.networks)
         command = (f"`hwnas profile --device {environment['runtime']} --space {table.space} --threads {environment['threads']} "
                    f"--fit-networks {roles['fit']} --held-out-networks {roles['held_out']}`")
         link = f"[{table.space}]({path.relative_to(path.parents[2])})" + (
-            f" without {len(table.refused)} refused blocks" if table.refused else "")
-        cells = (device, f"{environment['runtime']} {environment['runtime_version']}", link, f"{held_out.networks} networks",
-                 f"{100 * held_out.mean_error:.1f} %", f"{100 * held_out.within_5_percent:.0f} %", f"{held_out.spearman:.3f}",
+            f" without {len(refused)} refused blocks" if (refused := refused_blocks(table)) else "")
+        cells = (device, f"{environment['runtime']} {environment['runtime_version']}", link, f"{held_out.networks} networks" + (
+                     f"; {sum(len(one.networks) for one in table.sittings)} in {held_out.sittings} other hour(s)"
+                     if held_out.sittings else ""),
+                 f"{100 * held_out.mean_error:.1f} %",
+                 *(f"{100 * document[f'within_{percent}_percent']:.0f} %" for percent in (2, 5)), f"{held_out.spearman:.3f}",
                  f"± {100 * held_out.interval:.1f} %", command)
         lines.append(f"| {' | '.join(cells)} |")
     return lines

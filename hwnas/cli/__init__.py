@@ -30,6 +30,7 @@ from hwnas.cli.table import (
     table_diff_command,
     table_export_command,
     table_import_command,
+    table_judge_command,
     table_show_command,
 )
 from hwnas.cli.train import train_command
@@ -48,6 +49,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "table show": table_show_command,
     "table diff": table_diff_command,
     "table check": table_check_command,
+    "table judge": table_judge_command,
     "table export": table_export_command,
     "table import": table_import_command,
     "predict": predict_command,
@@ -63,7 +65,7 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 # These continue where they were interrupted.
-RESUMABLE = {"networks", "profile", "train", "search", "retrain", "quantize", "compile"}
+RESUMABLE = {"networks", "profile", "table judge", "train", "search", "retrain", "quantize", "compile"}
 
 # Optional packages and the extra that brings them; a verb that needs one imports it only then.
 EXTRAS = {"torch": "train", "safetensors": "train", "PIL": "train", "matplotlib": "report", "sklearn": "train",

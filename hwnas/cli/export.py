@@ -63,6 +63,7 @@ def export_command(
         raise InputError(f"A measured latency can only be within a budget above 0 ms, but the budget is {max_latency_ms:g} ms.")
     from hwnas.export.certify import CertificationPlan
     from hwnas.export.formats import FormatOptions
+    from hwnas.latency.seams import cost_model
     from hwnas.latency.table import load_table
     from hwnas.pipeline.measure import measure_artifact, target_of_table
 
@@ -79,20 +80,21 @@ def export_command(
     from hwnas.spaces.networks import load_network
 
     loaded = load_table(table) if table else None
+    costs = cost_model(loaded) if loaded else None
     target = target_of_table(loaded, device) if loaded else None
     if target:
         _check_measurable(wanted, target)
     if architecture is not None and weights is not None:
         chosen = load_architecture(architecture)
-        prediction = loaded.predict(chosen) if loaded else None
+        prediction = costs.predict(chosen) if costs else None
         if (weights / "network.json").exists():
             found = retrained_network(weights, chosen, name=output.name, prediction=prediction)
         else:
             found = supernet_path(weights, chosen, name=output.name, prediction=prediction, calibration_images=calibration_images)
     elif network is not None:
-        found = reference_network(load_network(network), table=loaded)
+        found = reference_network(load_network(network), table=costs)
     else:
-        found = random_network(load_space(str(space)), int(random or 0), loaded)
+        found = random_network(load_space(str(space)), int(random or 0), costs)
     if is_int8:
         found = found.in_int8()
     if max_latency_ms is not None:

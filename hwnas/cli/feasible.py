@@ -18,11 +18,13 @@ def feasible_command(
     check_budgets(*max_latency_ms or [])
     from hwnas.errors import InfeasibleError
     from hwnas.ir.trellis import MAX_RESOLUTION, Trellis
+    from hwnas.latency.seams import cost_model
     from hwnas.latency.table import load_table
 
     loaded = load_table(table)
     warn_of_refused(loaded)
-    trellis = Trellis(loaded.search_space, loaded, resolution=MAX_RESOLUTION)  # a count is worth some milliseconds more
+    costs = cost_model(loaded)
+    trellis = Trellis(costs.search_space, costs, resolution=MAX_RESOLUTION)  # a count is worth some milliseconds more
     results: list[dict[str, Any]] = []
     refusal = None
     for budget in max_latency_ms or []:
@@ -32,7 +34,7 @@ def feasible_command(
             refusal = error
             results.append({"max_latency_ms": budget, "count": 0, "share": 0.0, "promised_count": 0, "example": None})
             continue
-        promised = loaded.promise_budget(budget)
+        promised = costs.promise_budget(budget)
         count = trellis.count(budget)
         results.append({"max_latency_ms": budget, "count": count, "share": count / loaded.search_space.size,
                         "promised_count": trellis.count(promised) if promised >= trellis.min_cost() else 0,

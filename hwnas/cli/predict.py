@@ -25,20 +25,22 @@ def predict_command(
 ) -> None:
     from hwnas.ir.architecture import load_architecture
     from hwnas.ir.trellis import Trellis
+    from hwnas.latency.seams import cost_model
     from hwnas.latency.table import load_table
     from hwnas.spaces.networks import load_network
 
     if [bool(architecture), bool(network), bool(random)].count(True) != 1:
         raise InputError("Predict takes --architecture FILE, --network NAME or --random N: give one of them.")
     loaded = load_table(table)
+    costs = cost_model(loaded)
     if architecture:
         networks = [loaded.search_space.check(load_architecture(path)) for path in architecture]
     elif network:
         networks = [_path_of(load_network(name), loaded.search_space) for name in network]
     else:
         warn_of_refused(loaded)
-        networks = Trellis(loaded.search_space, loaded).sample(random or 0, seed=seed)
-    predictions = loaded.predict_many(networks)
+        networks = Trellis(costs.search_space, costs).sample(random or 0, seed=seed)
+    predictions = costs.predict_many(networks)
     if json:
         print_json([{"architecture": network.to_dict(), "latency_ms": one.latency_ms, "lower_ms": one.lower_ms,
                      "upper_ms": one.upper_ms} for network, one in zip(networks, predictions, strict=True)])

@@ -7,7 +7,7 @@ import typer
 
 from hwnas.cli.console import ms, percent, print_facts, print_json, progress_bar, say
 from hwnas.cli.options import processors
-from hwnas.cli.refused import warn_of_refused
+from hwnas.cli.refused import warn_of_refused, warn_of_refused_networks
 
 
 def profile_command(
@@ -26,6 +26,8 @@ def profile_command(
     restart: Annotated[bool, typer.Option("--restart", help="Discard what is there and measure again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
+    from hwnas.latency.seams import cost_model
+    from hwnas.latency.summary import refused_blocks, refused_networks
     from hwnas.profiling.device import open_device
     from hwnas.profiling.profiler import ProfilePlan, default_table_path, profile_space
     from hwnas.runtimes.base import RuntimeConfig
@@ -41,19 +43,20 @@ def profile_command(
             table = profile_space(loaded, opened, path, batch_size=batch_size, plan=plan, seed=seed, restart=restart,
                                   progress=bar)
     noisy = sum(entry.label == "noisy" for entry in table.entries.values())
-    missing = table.missing_workloads()
+    missing, refused, held_out = table.missing_workloads(), refused_blocks(table), cost_model(table).held_out
     warn_of_refused(table)
+    warn_of_refused_networks(table)
     if missing or (table.effort is not None and not table.effort.complete):
         say("The time was over before everything was measured: the same command completes the table.")
     elif path.read_bytes() == before:
         say("The table was complete already, and nothing was measured: --restart measures it again, with the numbers given.")
     if json:
         print_json({"table": str(path), "entries": len(table.entries), "noisy": noisy, "missing": len(missing),
-                    "refused": dict(table.refused), "effort": table.effort.model_dump() if table.effort else None,
-                    "anchor_ms": table.anchor_ms, "held_out": vars(table.held_out)})
+                    "refused": refused, "refused_networks": refused_networks(table),
+                    "effort": table.effort.model_dump() if table.effort else None,
+                    "anchor_ms": table.anchor_ms, "held_out": vars(held_out)})
         return
-    held_out = table.held_out
-    blocks = f"{len(table.entries)} ({noisy} noisy, {len(table.refused)} refused, {len(missing)} missing)"
+    blocks = f"{len(table.entries)} ({noisy} noisy, {len(refused)} refused, {len(missing)} missing)"
     facts = [("file", path), ("blocks", blocks), ("anchor", f"{ms(table.anchor_ms)} ms")]
     if held_out.networks:
         facts += [("judged on", f"{held_out.networks} network(s) that no fit has seen"),

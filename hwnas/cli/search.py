@@ -42,6 +42,7 @@ def search_command(
         raise InputError("A search has one budget: --table with --max-latency-ms, or --max-macs, --max-parameters or "
                          f"--max-bitops; got {', '.join([*(['--table'] if table else []), *given]) or 'none'}.")
     check_budgets(max_latency_ms)
+    from hwnas.latency.seams import cost_model
     from hwnas.latency.table import load_table
     from hwnas.pipeline.constraint import count_constraint, latency_constraint
     from hwnas.search.evolution import EvolutionConfig
@@ -52,7 +53,7 @@ def search_command(
     if table is not None and max_latency_ms is not None:
         loaded = load_table(table)
         warn_of_refused(loaded)
-        space, constraint = loaded.search_space, latency_constraint(loaded, max_latency_ms)
+        space, constraint = loaded.search_space, latency_constraint(cost_model(loaded), max_latency_ms)
         if not constraint.promised:
             say(f"Note: {max_latency_ms:g} ms is so near the fastest network that only the prediction, not its upper end, can "
                 "stay within it.")

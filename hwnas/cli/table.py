@@ -1,12 +1,13 @@
 """Latency tables: looked at, compared, checked, exported to spreadsheets and scripts, imported from other tools."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hwnas.cli.console import big, ms, percent, print_facts, print_json, print_table, say, stdout
+from hwnas.cli.console import big, ms, percent, print_facts, print_json, print_table, progress_bar, say, stdout
 from hwnas.cli.refused import warn_of_refused
 from hwnas.errors import InputError, VerificationError
 
@@ -54,6 +55,10 @@ def table_show_command(
             (row.block, row.input_shape, "" if row.latency_ms is None else ms(row.latency_ms), ms(row.isolated_ms),
              "" if row.relative_ci is None else f"{100 * row.relative_ci:.1f}", row.label) for row in blocks[:top]])
     _print_refused(document["refused"])
+    if document["refused_networks"]:
+        stdout.print()
+        print_table(f"{len(document['refused_networks'])} whole network(s) refused, though each of their blocks runs",
+                    ("network", "why"), [tuple(row.values()) for row in document["refused_networks"]])
 
 
 def table_diff_command(
@@ -101,6 +106,7 @@ def table_check_command(
 ) -> None:
     """Whether a table is whole and complete (exit 4 when not), and what to know before trusting it."""
     from hwnas.latency.compare import is_additive, require_complete, table_warnings
+    from hwnas.latency.seams import cost_model
     from hwnas.latency.summary import held_out_document, refused_blocks
     from hwnas.latency.table import load_table
     from hwnas.spaces.load import load_space
@@ -116,7 +122,7 @@ def table_check_command(
     warn_of_refused(table)
     refused = _refused(refused_blocks(table))
     warnings = [*table_warnings(table), *(_foreign_environment(table, device) if device is not None else ())]
-    additive, held_out = is_additive(table.held_out), held_out_document(table)
+    additive, held_out = is_additive(cost_model(table).held_out), held_out_document(table)
     if json:
         print_json({"table": str(file), "space": table.space, "entries": len(table.entries), "refused": refused,
                     "complete": table.effort is None or table.effort.complete,
@@ -126,6 +132,56 @@ def table_check_command(
     print_facts(f"{file} is whole, and has every block of {table.space}{but}", [
         ("additive", _additive(additive)), *_held_out_facts(held_out), *(("warning", warning) for warning in warnings)])
     _print_refused(refused)
+
+
+def table_judge_command(
+    file: _File,
+    device: Annotated[str | None, typer.Option(help="Target, if it is not the table's runtime on this machine.")] = None,
+    networks: Annotated[int, typer.Option(help="How many, of those that the table has not seen.", min=1)] = 20,
+    sessions: Annotated[int, typer.Option(help="Fresh sessions of each.", min=1)] = 5,
+    seed: Annotated[int | None, typer.Option(help="Chooses them; others for every sitting that is kept, when left out.",
+                                             min=0)] = None,
+    max_minutes: Annotated[float, typer.Option(help="Stop measuring after this long.", min=0.0)] = 10.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Add them to the table: its interval takes them into account.")] = False,
+    json: _Json = False,
+) -> None:
+    """Whether a table's predictions still hold, here and now, for networks that it has not seen (exit 4 when not)."""
+    from hwnas.latency.seams import cost_model
+    from hwnas.latency.table import load_table
+    from hwnas.pipeline.measure import target_of_table
+    from hwnas.profiling.device import open_device
+    from hwnas.profiling.judging import JUDGING, judge_table
+
+    target = target_of_table(load_table(file), device)
+    with progress_bar("judge") as bar, open_device(target.device, target.config, target.cpus) as opened:
+        found = judge_table(file, opened, networks=networks, seed=seed, keep=keep, progress=bar,
+                            plan=replace(JUDGING, min_sessions=sessions, max_sessions=sessions, max_minutes=max_minutes))
+    for key, reason in found.refused.items():
+        say(f"Warning: {key} is refused: {reason}")
+    before, errors = cost_model(found.table).held_out, [abs(error) for error in found.errors.tolist()]
+    after = cost_model(found.table.with_sitting(found.sitting)).held_out
+    shares = {f"within_{limit}_percent": sum(error <= limit / 100 for error in errors) / len(errors) for limit in (2, 5, 10)}
+    document = {"table": str(file), "device": target.device, "networks": len(errors), "median_error": found.departure,
+                "mean_error": sum(errors) / len(errors), "max_error": max(errors), **shares, "spearman": found.spearman,
+                "interval": before.interval, "covered": found.covered, "holds": found.holds, "interval_with_it": after.interval,
+                "kept": keep, "anchor_ms": found.sitting.anchor_ms, "refused": found.refused}
+    if json:
+        print_json(document)
+    else:
+        print_facts(f"{file}, judged on {target.device} now", [
+            ("judged on", f"{len(errors)} network(s), {sessions} session(s) each"),
+            ("median error", f"{100 * found.departure:+.1f} %: measured over predicted"),
+            ("mean error", f"{percent(document['mean_error'])}, largest {percent(document['max_error'])}"),
+            ("within 2, 5, 10 %", ", ".join(f"{100 * share:.0f} %" for share in shares.values()) + " of them"),
+            ("rank correlation", "unknown" if found.spearman is None else f"{found.spearman:.3f}"),
+            ("anchor", f"{ms(found.sitting.anchor_ms)} ms, {ms(found.table.anchor_ms)} ms in the table"),
+            ("95 % interval", f"± {percent(before.interval)}, which held for {found.covered} of {len(errors)}"),
+            ("interval with these", f"± {percent(after.interval)}, {'kept' if keep else 'not kept: --keep adds them'}")])
+    if not found.holds and not keep:
+        raise VerificationError(
+            f"A table's 95 % interval must hold on its device, but ± {percent(before.interval)} held for {found.covered} of "
+            f"{len(errors)} networks just now (median error {100 * found.departure:+.1f} %): repeat with --keep, which widens "
+            "the interval, or profile again with --restart.")
 
 
 def table_export_command(
@@ -199,7 +255,8 @@ def _check_new(output: Path, overwrite: bool, source: Path) -> None:
 def _document(file: Path, table: "LatencyTable") -> dict[str, Any]:
     """What `show --json` prints, but for the dearest blocks."""
     from hwnas.latency.compare import is_additive
-    from hwnas.latency.summary import block_costs, excluded_options, held_out_document, refused_blocks
+    from hwnas.latency.seams import cost_model
+    from hwnas.latency.summary import block_costs, excluded_options, held_out_document, refused_blocks, refused_networks
 
     stored = table.to_dict()
     labels = [entry.label for entry in table.entries.values()]
@@ -210,15 +267,18 @@ def _document(file: Path, table: "LatencyTable") -> dict[str, Any]:
         "file": str(file), "bytes": file.stat().st_size, **{key: stored[key] for key in ("schema", "space", "space_hash")},
         "size": table.search_space.size, "environment": stored["environment"],
         "anchor": {"name": table.anchor.name, "sha256": table.anchor.sha256, "latency_ms": table.anchor_ms,
-                   "sessions": len(table.anchor.sessions_ms)},
+                   "sessions": len(table.anchor.sessions_ms), "spread_ms": table.anchor.spread_ms,
+                   "clock_mhz": table.anchor.clock_mhz},
         "entries": {"count": len(labels), **{label: labels.count(label) for label in ("ok", "noisy", "imported")},
                     "refused": len(refused), "missing": len(table.missing_workloads()), "widest_relative_ci": relative_ci,
                     "widest": workload},
         "refused": _refused(refused), "excluded_options": [one._asdict() for one in excluded_options(table)],
+        "refused_networks": [{"network": name, "reason": reason} for name, reason in refused_networks(table).items()],
         "effort": None if table.effort is None else stored["effort"] | {"complete": table.effort.complete},
-        "networks": {role: sum(record.role == role for record in table.networks) for role in ("fit", "held_out", "exported")},
+        "networks": {role: sum(record.role == role for record in table.networks) for role in ("fit", "held_out", "exported")}
+        | {"other_hour": sum(len(sitting.networks) for sitting in table.sittings)},
         "calibration": stored["calibration"], "constant_ms": table.constant, "held_out": held_out_document(table),
-        "additive": is_additive(table.held_out)}
+        "additive": is_additive(cost_model(table).held_out)}
 
 
 def _facts(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -240,7 +300,11 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
                   ("read as", f"{there.get('source_format')}, in {there.get('source_unit')}, on {there.get('imported_utc')}")]
     else:
         facts += [("measured", there.get("measured_utc", "at a time that is not recorded")),
-                  ("anchor", f"{ms(anchor['latency_ms'])} ms ({anchor['name']}), median of {anchor['sessions']} sessions")]
+                  ("anchor", f"{ms(anchor['latency_ms'])} ms ({anchor['name']}), median of {anchor['sessions']} sessions; "
+                   f"5th to 95th percentile {' to '.join(map(ms, anchor['spread_ms']))} ms")]
+    if anchor["clock_mhz"] is not None:
+        low, middle, high = anchor["clock_mhz"]
+        facts.append(("clock", f"{middle} MHz in the median, {low} to {high} MHz, read before and after every session"))
     if document["effort"] is not None:
         facts.append(("effort", _effort(document["effort"])))
     if entries["missing"] or (document["effort"] is not None and not document["effort"]["complete"]):
@@ -298,7 +362,10 @@ def _held_out_facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
             ("mean error", f"{percent(found['mean_error'])}, largest {percent(found['max_error'])}"),
             ("within 2, 5, 10 %", f"{shares} of them"),
             ("rank correlation", f"{found['spearman']:.3f}" if found["networks"] > 2 else "unknown"),
-            ("95 % interval", f"± {percent(found['interval'])}")]
+            ("95 % interval", f"± {percent(found['interval'])}"),
+            ("of that", f"± {percent(found['same_hour_interval'])} in the hour of these networks, and another hour adds "
+             f"± {percent(found['other_hour_interval'])}, "
+             + (f"measured in {found['sittings']}" if found["sittings"] else "as is typical: 'hwnas table judge' measures it"))]
 
 
 def _additive(verdict: bool | None) -> str:

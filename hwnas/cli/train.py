@@ -76,7 +76,7 @@ def train_command(
              "learning_rate": architecture_learning_rate, "unrolled": second_order or None,
              "latency": _latency_loss(latency_loss, latency_weight)}
     settings = make_settings(method, {name: value for name, value in given.items() if value is not None})
-    budget = _budget(loaded, table, max_latency_ms, max_macs, max_bitops)
+    budget = _budget(loaded, method, table, max_latency_ms, max_macs, max_bitops)
     say(f"Loading {data}.")
     dataset = load_dataset(data, seed=seed)
     with progress_bar("train") as bar:
@@ -115,13 +115,14 @@ def _latency_loss(name: str, weight: float | None) -> Any:
     return Multiplicative() if weight is None else Multiplicative(beta=weight)
 
 
-def _budget(space: "Space", table: Path | None, max_latency_ms: float | None, max_macs: int | None, max_bitops: int | None
-            ) -> "Budget | None":
+def _budget(space: "Space", method: str, table: Path | None, max_latency_ms: float | None, max_macs: int | None,
+            max_bitops: int | None) -> "Budget | None":
     if (table is None) != (max_latency_ms is None) or [table, max_macs, max_bitops].count(None) < 2:
         raise InputError("Training takes one budget or none: --table with --max-latency-ms, or --max-macs, or --max-bitops.")
     check_budgets(max_latency_ms)
     from hwnas.ir.costs import BitOpsCost, MacsCost
     from hwnas.latency.table import load_table
+    from hwnas.pipeline.budget import latency_budget
     from hwnas.supernet.methods import Budget
 
     if max_macs is not None:
@@ -135,4 +136,4 @@ def _budget(space: "Space", table: Path | None, max_latency_ms: float | None, ma
     if loaded.search_space.hash != space.hash:
         raise InputError(f"The table {table} must be of the space {space.name!r}, but is of {loaded.space!r} with another "
                          "content: profile the space.")
-    return Budget(loaded, max_latency_ms)
+    return latency_budget(loaded, max_latency_ms, method, say)

@@ -27,9 +27,10 @@ from hwnas.files import locked, write_json
 from hwnas.ir.architecture import Architecture
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
-from hwnas.latency.seams import SeamTable
+from hwnas.latency.seams import LatencyModel, SeamTable, cost_model
 from hwnas.latency.table import LatencyTable, NetworkRecord, load_table
 from hwnas.lower.onnx import to_onnx
+from hwnas.pipeline.budget import latency_budget
 from hwnas.pipeline.config import CompileConfig
 from hwnas.pipeline.constraint import Constraint, latency_constraint
 from hwnas.pipeline.export import export_from_supernet, test_accuracy
@@ -41,7 +42,7 @@ from hwnas.runtimes.base import RuntimeConfig
 from hwnas.search.evolution import EvolutionConfig
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.evaluate import check_dataset
-from hwnas.supernet.methods import Budget, find_method
+from hwnas.supernet.methods import find_method
 from hwnas.supernet.train import load_supernet, train_supernet
 
 Bar = Callable[[int, int, str], None]
@@ -171,12 +172,12 @@ def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike
         table = _profiled(config, space, root, stage) if given is None else _as_taught(given, root)
         target = replace(target, anchor_ms=table.anchor_ms)
         budget_ms = _budget_ms(config, table)
-        latency_constraint(table, budget_ms)  # an impossible budget ends here, before anything is trained
+        latency_constraint(cost_model(table), budget_ms)  # an impossible budget ends here, before anything is trained
         folder, supernet_dir, budget = root / f"{budget_ms:.6g}ms", root / "supernet", None
         if find_method(train.method).needs_budget:  # the supernet is one for the budget, and for the table as it was profiled
             profiled = _as_profiled(table)
             supernet_dir = folder / f"supernet-{profiled.to_dict()['content_sha256'][:8]}"
-            budget = Budget(profiled, budget_ms)
+            budget = latency_budget(profiled, budget_ms, train.method, say)
         with stage("train") as bar:
             train_supernet(space, dataset, supernet_dir, train, budget=budget,
                            data_source={"spec": config.data, "seed": config.seed}, overwrite=overwrite,
@@ -204,14 +205,15 @@ class _Run:
     def execute(self, table: LatencyTable) -> CompileSummary:
         plan = self.plan
         self.say(f"To be shown for {self.budget_ms:g} ms: {plan}.")
-        failed = known_failures(table, plan, self.budget_ms)
+        costs = cost_model(table)
+        failed = known_failures(costs, plan, self.budget_ms)
         history: list[RoundReport] = []
         while len(history) < self.config.export.rounds:
-            constraint = next_constraint(table, self.budget_ms, failed)
+            constraint = next_constraint(costs, self.budget_ms, failed)
             if constraint is None:
                 break
             best = self._search(table, constraint)
-            manifest, record = self._certified(table, best)
+            manifest, record = self._certified(costs, best)
             report = _round_report(len(history) + 1, constraint, manifest)
             history.append(report)
             self.say(str(report))
@@ -219,16 +221,17 @@ class _Run:
                 "schema": ROUNDS_SCHEMA, "budget_ms": self.budget_ms, "quantile": plan.quantile, "confidence": plan.confidence,
                 "rounds": [asdict(one) for one in history]})
             if report.verdict == "kept":
-                trellis = Trellis(table.search_space, table)
+                trellis = Trellis(costs.search_space, costs)
                 summary = CompileSummary(
                     str(self._artifact), self.budget_ms, constraint.promised, report.verdict, plan.quantile, plan.confidence,
                     report.observations, report.above, report.budget_use, len(history), tuple(history),
-                    (trellis.min_cost(), trellis.max_cost()), asdict(table.held_out),
-                    tuple(self._reports(trellis, table, constraint, best, report.measured_ms)))
+                    (trellis.min_cost(), trellis.max_cost()), asdict(costs.held_out),
+                    tuple(self._reports(trellis, costs, constraint, best, report.measured_ms)))
                 write_json(self.folder / "summary.json", {"schema": SUMMARY_SCHEMA, **asdict(summary)})
                 return summary
             table = table.with_networks([record])
             table.save(self.root / "table.json")
+            costs = cost_model(table)
             failed[best] = report.certifiable_ms
         raise InfeasibleError(f"No network was found of which {plan.claim} can be shown for {self.budget_ms:g} ms, in "
                               f"{len(history)} round(s); the nearest of all that failed, now or before, could be promised for "
@@ -238,12 +241,12 @@ class _Run:
     def _artifact(self) -> Path:
         return self.folder / "artifact"
 
-    def _certified(self, table: LatencyTable, best: Architecture) -> tuple[Manifest, NetworkRecord]:
+    def _certified(self, costs: LatencyModel, best: Architecture) -> tuple[Manifest, NetworkRecord]:
         """Exports what a search found and has its budget tested: the manifest, and what the calibration may learn from it."""
         (self.folder / "summary.json").unlink(missing_ok=True)  # it is of the artefact that is replaced
         artifact = export_from_supernet(
             self.supernet_dir, best, self._artifact, dataset=self.dataset, budget_ms=self.budget_ms,
-            prediction=table.predict(best), calibration_images=self.config.search.calibration_images,
+            prediction=costs.predict(best), calibration_images=self.config.search.calibration_images,
             batch_size=self.target.batch_size, overwrite=True)
         with self.stage("certify") as bar:
             manifest, measurement = measure_artifact(
@@ -267,7 +270,7 @@ class _Run:
                 progress=lambda done, total, best: bar(done, total, f"best {100 * best.score:.1f} % at {best.cost:.3g} ms"))
         return result.best.architecture
 
-    def _reports(self, trellis: Trellis, table: LatencyTable, constraint: Constraint, best: Architecture,
+    def _reports(self, trellis: Trellis, costs: LatencyModel, constraint: Constraint, best: Architecture,
                  measured_ms: float) -> Iterator[NetworkReport]:
         """The winner, and what it is worth comparing with, all with inherited weights."""
         random = trellis.sample(1, max_cost=constraint.search_limit, seed=self.config.seed)[0]
@@ -276,7 +279,7 @@ class _Run:
         accuracies = test_accuracy(supernet, list(rows.values()), self.dataset, self.config.search.calibration_images)
         with self.stage("compare") as bar:
             for index, ((name, architecture), accuracy) in enumerate(zip(rows.items(), accuracies, strict=True)):
-                network, prediction = supernet.space.network(architecture), table.predict(architecture)
+                network, prediction = supernet.space.network(architecture), costs.predict(architecture)
                 if name != "winner":
                     model = to_onnx(network, batch_size=self.target.batch_size).SerializeToString()
                     measured_ms = self.target.milliseconds(self.target.measure(model, self.config.export.sessions))["latency_ms"]
@@ -285,7 +288,7 @@ class _Run:
                 bar(index + 1, len(rows), name)
 
 
-def next_constraint(table: LatencyTable | SeamTable, budget_ms: float, failed: Mapping[Architecture, float]) -> Constraint | None:
+def next_constraint(table: LatencyModel, budget_ms: float, failed: Mapping[Architecture, float]) -> Constraint | None:
     """What the next search may use, after networks of which the budget could not be shown joined the table's calibration.
 
     One more network hardly moves a calibration, so that alone would find the same network again. What a network would have to be
@@ -317,7 +320,7 @@ def next_constraint(table: LatencyTable | SeamTable, budget_ms: float, failed: M
     return replace(constraint, search_limit=limit)
 
 
-def known_failures(table: LatencyTable | SeamTable, plan: CertificationPlan, budget_ms: float) -> dict[Architecture, float]:
+def known_failures(table: LatencyModel, plan: CertificationPlan, budget_ms: float) -> dict[Architecture, float]:
     """The networks that failed a budget before, as `next_constraint` takes them: tested until one passes, any would at last.
 
     A table has the sessions of all that failed, whatever the budget was, so each is judged anew. What it predicts above this
@@ -363,9 +366,9 @@ def _as_taught(given: LatencyTable, root: Path) -> LatencyTable:
     path = root / "table.json"
     if path.exists():
         taught = load_table(path)
-        before = replace(taught, networks=taught.networks[:len(given.networks)])
+        before = replace(taught, networks=taught.networks[:len(given.networks)], sittings=given.sittings)
         if before.to_dict()["content_sha256"] == given.to_dict()["content_sha256"]:
-            return taught
+            return replace(taught, sittings=max(given.sittings, taught.sittings, key=len))  # either may have been judged since
     return given
 
 
@@ -385,12 +388,12 @@ def _refuse_known_impossible(config: CompileConfig, space: Space, root: Path) ->
     if config.max_latency_ms is not None and path.exists():
         table = load_table(path)
         if table.search_space.hash == space.hash and not table.missing_workloads():
-            latency_constraint(table, config.max_latency_ms)
+            latency_constraint(cost_model(table), config.max_latency_ms)
 
 
 def _as_profiled(table: LatencyTable) -> LatencyTable:
-    """The table without what exports have taught it: a rerun finds the same one."""
-    return replace(table, networks=tuple(record for record in table.networks if record.role != "exported"))
+    """The table without what exports and other hours have taught it: a rerun finds the same one."""
+    return replace(table, networks=tuple(record for record in table.networks if record.role != "exported"), sittings=())
 
 
 def _budget_ms(config: CompileConfig, table: LatencyTable) -> float:
@@ -398,7 +401,8 @@ def _budget_ms(config: CompileConfig, table: LatencyTable) -> float:
     if config.max_latency_ms is not None:
         return config.max_latency_ms
     assert config.latency_position is not None  # the configuration has one of the two
-    trellis = Trellis(table.search_space, _as_profiled(table))
+    costs = cost_model(_as_profiled(table))
+    trellis = Trellis(costs.search_space, costs)
     low, high = trellis.min_cost(), trellis.max_cost()
     budget = low + config.latency_position * (high - low)
     unit = 10.0 ** (math.floor(math.log10(budget)) - 2)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from hwnas.ir.costs import CostModel
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
-from hwnas.latency.seams import SeamTable
-from hwnas.latency.table import LatencyTable
+from hwnas.latency.seams import LatencyModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Constraint:
         return {"ms": "max_latency_ms"}.get(self.costs.unit, f"max_{self.costs.unit.lower()}")
 
 
-def latency_constraint(table: LatencyTable | SeamTable, max_latency_ms: float) -> Constraint:
+def latency_constraint(table: LatencyModel, max_latency_ms: float) -> Constraint:
     """Turns a latency budget into what the search may use.
 
     A promise is made on the upper end of the prediction. Where no network can promise that much but the fastest is

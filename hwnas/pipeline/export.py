@@ -18,7 +18,8 @@ from hwnas.ir.architecture import Architecture
 from hwnas.ir.network import Network
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
-from hwnas.latency.table import LatencyTable, Prediction
+from hwnas.latency.seams import LatencyModel
+from hwnas.latency.table import Prediction
 from hwnas.lower.torch import to_torch
 from hwnas.lower.weights import Weights, random_weights
 from hwnas.pipeline.precision import calibrate_precisions, precision_space, uniform_precision, weights_of
@@ -152,7 +153,7 @@ def retrained_network(directory: str | os.PathLike[str], architecture: Architect
                       dataset, network_accuracy(network, directory, dataset), space)
 
 
-def random_network(space: Space, seed: int, table: LatencyTable | None = None) -> Exportable:
+def random_network(space: Space, seed: int, table: LatencyModel | None = None) -> Exportable:
     """A network drawn uniformly from a space, with random weights: for a look or a benchmark.
 
     Raises:
@@ -162,7 +163,7 @@ def random_network(space: Space, seed: int, table: LatencyTable | None = None) -
     return _drawn(space.network(architecture), seed, f"{space.name} random {seed}", architecture, table)
 
 
-def reference_network(reference: ReferenceNetwork, seed: int = 0, table: LatencyTable | None = None) -> Exportable:
+def reference_network(reference: ReferenceNetwork, seed: int = 0, table: LatencyModel | None = None) -> Exportable:
     """A published network with random weights: to time it, or to see it.
 
     The latency is predicted where the network is a path of the table's space.
@@ -172,7 +173,7 @@ def reference_network(reference: ReferenceNetwork, seed: int = 0, table: Latency
     return _drawn(reference.network, seed, reference.name, path, table if fits else None)
 
 
-def _drawn(network: Network, seed: int, name: str, architecture: Architecture | None, table: LatencyTable | None) -> Exportable:
+def _drawn(network: Network, seed: int, name: str, architecture: Architecture | None, table: LatencyModel | None) -> Exportable:
     return Exportable(network, random_weights(network, seed), name, architecture,
                       table.predict(architecture) if table and architecture else None)
 
@@ -187,7 +188,7 @@ def export_from_supernet(supernet_dir: str | os.PathLike[str], architecture: Arc
     return found.export(output, options, budget_ms=budget_ms, batch_size=batch_size, overwrite=overwrite)
 
 
-def export_random(space: Space, seed: int, output: str | os.PathLike[str], *, table: LatencyTable | None = None,
+def export_random(space: Space, seed: int, output: str | os.PathLike[str], *, table: LatencyModel | None = None,
                   budget_ms: float | None = None, batch_size: int = 1, overwrite: bool = False) -> Artifact:
     """Makes an ONNX artefact of a random network; see `random_network`."""
     return random_network(space, seed, table).export(output, budget_ms=budget_ms, batch_size=batch_size, overwrite=overwrite)

@@ -34,6 +34,7 @@ from hwnas.ir.architecture import Architecture
 from hwnas.ir.space import SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.seams import SeamTable
+from hwnas.latency.summary import refused_blocks
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import LatencyTable, NetworkRecord
 from hwnas.lower.onnx import to_onnx
@@ -125,7 +126,7 @@ def profile_precisions(space: SearchSpace, device: Device, path: Path, *, batch_
     if table.missing_workloads():
         raise InputError(f"Every block of {space.name!r} must be measured before precisions are chosen, but the time was over: "
                          "repeat the command, which continues, or raise --max-minutes.")
-    for block, reason in table.refused.items():
+    for block, reason in refused_blocks(table).items():
         raise InputError(f"Every layer must run in each precision, but {device.name} refuses {block} ({reason.rstrip('. ')}): "
                          "choose another device.")
     new = _missing_changes(space, table)

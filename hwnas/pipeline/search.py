@@ -16,6 +16,7 @@ from hwnas.ir.costs import CostModel
 from hwnas.ir.documents import space_from_dict
 from hwnas.ir.steps import Space
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.seams import SeamTable
 from hwnas.latency.table import LatencyTable
 from hwnas.pipeline.constraint import Constraint
 from hwnas.search.evolution import EvolutionConfig, search_evolution
@@ -124,11 +125,13 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, c
         raise InputError(f"The search method must be one of {', '.join(METHODS)}, but is {settings.method!r}.")
     if settings.batch_norm not in (None, *BATCH_NORM):
         raise InputError(f"The batch_norm of a search must be one of {', '.join(BATCH_NORM)}, but is {settings.batch_norm!r}.")
-    if isinstance(constraint.costs, LatencyTable):
-        space = constraint.costs.search_space  # shared blocks would let another space's table pass, calibration and all
+    costs = constraint.costs
+    table = costs.table if isinstance(costs, SeamTable) else costs
+    if isinstance(table, LatencyTable):
+        space = table.search_space  # shared blocks would let another space's table pass, calibration and all
     device = Group().device(settings.device)
     supernet, info = load_supernet(supernet_dir, space)
-    trellis = Trellis(supernet.space, constraint.costs)
+    trellis = Trellis(costs.search_space if isinstance(costs, SeamTable) else supernet.space, costs)
     dataset = dataset or load_training_data(info)
     require_same_data(info, dataset)
     batch_statistics = _uses_batch_statistics(settings, info)
@@ -147,7 +150,7 @@ def search_supernet(supernet_dir: str | os.PathLike[str], space: Space | None, c
         for name in (RESULT_FILE, BEST_FILE):
             (folder / name).unlink(missing_ok=True)
     result = METHODS[settings.method](_Question(trellis, _remembering(evaluator, known), constraint.search_limit, settings,
-                                                supernet_dir, constraint.costs, journal, progress))
+                                                supernet_dir, costs, journal, progress))
     limits: dict[str, Any] = {constraint.name: finite_budget(constraint.limit),
                               "search_limit": finite_budget(constraint.search_limit), "promised": constraint.promised}
     save_result(result, folder, limits)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.files import write_atomic
+from hwnas.latency.seams import cost_model
 from hwnas.latency.summary import (
     LayerCost,
     MeasuredNetwork,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _LOG_ABOVE = 8.0  # largest over smallest latency from which a linear axis crowds the fast networks
 _ROLES = {"fit": ("o", "none", "that calibrate"), "held_out": ("o", "#4477aa", "that judge, unseen by the fit"),
+          "other_hour": ("^", "#228833", "that judge in other hours"),
           "exported": ("D", "#ee7733", "exported, in the fit too")}
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#ee7733", "#332288", "#882255", "#999933")
 _OTHER, _BAR, _BAND, _FAINT = "#9a9a9a", "#e4e7ec", "#dce8f5", "#666666"
@@ -51,7 +53,7 @@ class _Picture:
     @cached_property
     def interval(self) -> float:
         """Half-width of the relative 95 % interval."""
-        return self.table.held_out.interval
+        return cost_model(self.table).held_out.interval
 
     @cached_property
     def span_ms(self) -> tuple[float, float]:

@@ -29,14 +29,16 @@ class Budget:
     Attributes:
         costs: A latency table, or a count of MACs or parameters.
         limit: In the unit of the costs.
+        space: Whose edges the costs are of, where its states say more than the supernet's; the same decisions and networks.
     """
 
     costs: CostModel
     limit: float
+    space: Space | None = None
 
     def identity(self, space: Space) -> dict[str, Any]:
         """What makes two budgets the same: the limit and the cost of every edge, JSON-able."""
-        edges = [[self.costs.edge_cost(edge) for edge in step.edges] for step in space.steps]
+        edges = [[self.costs.edge_cost(edge) for edge in step.edges] for step in (self.space or space).steps]
         content = json.dumps([self.costs.constant, edges]).encode()
         return {"unit": self.costs.unit, "limit": self.limit, "costs_sha256": hashlib.sha256(content).hexdigest()}
 
@@ -61,7 +63,7 @@ class Method:
 def _spos(supernet: Supernet, settings: SinglePath, config: LoopConfig, budget: Budget | None, steps: int) -> Task:
     if budget is None:
         return spos_task(supernet, settings, config)
-    return spos_task(supernet, dataclasses.replace(settings, max_cost=budget.limit), config, budget.costs)
+    return spos_task(supernet, dataclasses.replace(settings, max_cost=budget.limit), config, budget.costs, budget.space)
 
 
 def _differentiable(supernet: Supernet, settings: Differentiable, config: LoopConfig, budget: Budget | None, steps: int) -> Task:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from hwnas.errors import InputError
 from hwnas.ir.costs import CostModel
+from hwnas.ir.steps import Space
 from hwnas.supernet.config import LoopConfig
 from hwnas.supernet.distill import soft_loss
 from hwnas.supernet.loop import Task
@@ -71,7 +72,8 @@ class Sandwich:
             raise InputError(f"random_paths must be at least 0, but is {self.random_paths}: change it.")
 
 
-def spos_task(supernet: Supernet, settings: SinglePath, config: LoopConfig, costs: CostModel | None = None) -> Task:
+def spos_task(supernet: Supernet, settings: SinglePath, config: LoopConfig, costs: CostModel | None = None,
+              space: Space | None = None) -> Task:
     """Single Path One-Shot.
 
     Args:
@@ -79,6 +81,7 @@ def spos_task(supernet: Supernet, settings: SinglePath, config: LoopConfig, cost
         settings: Which paths.
         config: Its seed draws them.
         costs: What the budget is counted in; only needed with one.
+        space: Whose edges the costs are of; None for the supernet's own.
 
     Raises:
         InputError: There is a budget but no costs.
@@ -90,7 +93,7 @@ def spos_task(supernet: Supernet, settings: SinglePath, config: LoopConfig, cost
         raise InputError(f"Paths within a budget ({settings.max_cost:g}) need costs to compare with it, but there are none: give "
                          "a latency table, or leave the budget out.")
     else:
-        paths = paths_within(supernet.space, costs, settings.max_cost, config.seed)
+        paths = paths_within(space or supernet.space, costs, settings.max_cost, config.seed)
     return single_path_task(supernet, paths, config.label_smoothing)
 
 

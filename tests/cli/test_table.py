@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hwnas.latency.refusals import network_key
 from hwnas.latency.table import EffortRecord, EntryRecord, load_table
 from tests.cli.command import hwnas, hwnas_process, refused
 from tests.cli.conftest import DEVICE
@@ -43,6 +44,19 @@ def test_people_are_told_what_it_is(table):
     told = hwnas("table", "show", table).out
     for words in ("Latency table of tiny", "onnxruntime-cpu", "anchor", "judged on", "95 % interval", "additive", "dearest"):
         assert words in told, words
+
+
+def test_the_anchors_spread_and_clock_are_shown(copy):
+    loaded = load_table(copy)
+    assert hwnas("table", "show", copy, "--json").json["anchor"]["clock_mhz"] is None
+    assert "MHz" not in hwnas("table", "show", copy).out
+    changed = {"sessions_ms": (*[0.5] * 90, *[0.75] * 10), "clocks_mhz": (1755, 1980, 1980)}
+    replace(loaded, anchor=loaded.anchor.model_copy(update=changed)).save(copy)
+    shown = hwnas("table", "show", copy, "--json").json["anchor"]
+    assert shown["spread_ms"] == [0.5, 0.75] and shown["clock_mhz"] == [1755, 1980, 1980]
+    told = " ".join(hwnas("table", "show", copy).out.split())
+    assert "5th to 95th percentile 0.5000 to 0.7500 ms" in told and "1980 MHz in the median, 1755 to 1980 MHz" in told
+    assert "0.5 to 0.75 ms" in " ".join(hwnas("table", "check", copy).out.split())
 
 
 def test_a_table_and_itself(table):
@@ -132,6 +146,27 @@ def test_refused_blocks_are_listed(refusing):
     assert {"layer": "body", "option": "wide", "reason": "It [crashes]"} in shown["excluded_options"]
     told = hwnas("table", "show", refusing, "--plot", refusing.with_name("p.svg"))
     assert told.code == 0 and "refused and left out" in refusing.with_name("p.svg").read_text()
+
+
+def test_whole_networks_that_are_refused_are_told_and_are_no_blocks(table, space, copy):
+    loaded = load_table(copy)
+    network = loaded.search_space.architecture({"body": "wide", "tail": "k3"})
+    replace(loaded, refused={network_key(network): "It [crashes]."}).save(copy)
+    known = f"{DEVICE} refuses 1 whole network(s) though it runs each of their blocks, the first being wide k3 (It [crashes])"
+    done = hwnas("table", "show", copy, "--json").json
+    assert done["refused_networks"] == [{"network": "wide k3", "reason": "It [crashes]."}]
+    assert done["refused"] == [] == done["excluded_options"] and done["entries"]["refused"] == 0
+    told = hwnas("table", "show", copy)
+    assert "wide k3" in told.out and "It [crashes]." in told.out and "refused, though each of their blocks runs" in told.out
+    checked = hwnas("table", "check", copy, "--json")
+    assert checked.code == 0 and checked.err == "" and checked.json["refused"] == []
+    assert any(one.startswith(known) for one in checked.json["warnings"])
+    profile = ("profile", "--device", DEVICE, "--space", space, "--output", copy)
+    done = hwnas(*profile, "--json")
+    assert f"Warning: {known}" in done.err and done.json["refused"] == {}
+    assert done.json["refused_networks"] == {"wide k3": "It [crashes]."}
+    assert "0 refused" in hwnas(*profile).out
+    assert "refuses" not in hwnas("feasible", "--table", copy, "--json").err  # it is none of the verbs that leave something out
 
 
 def test_effort_is_told(refusing, table):
@@ -238,3 +273,25 @@ def test_mistakes(arguments, word, table, tmp_path, monkeypatch):
     assert done.code == 2 and done.out == "" and "Traceback" not in done.err
     assert word in done.error, done.error
     assert [one.name for one in tmp_path.iterdir()] == ["b.pkl"]
+
+
+def test_a_table_is_judged_here_and_now(copy):
+    """A table that says a quarter of what networks take does not hold, unless what was measured is kept."""
+    loaded = load_table(copy)
+    sessions = [tuple(tuple(ratio / 4 for ratio in session) for session in record.sessions) for record in loaded.networks]
+    wrong = replace(loaded, networks=tuple(record.model_copy(update={"sessions": quarter})
+                                           for record, quarter in zip(loaded.networks, sessions, strict=True)))
+    path = wrong.save(copy.parent / "wrong.json")
+    asked = ("table", "judge", path, "--networks", 4, "--sessions", 1)
+    told = hwnas(*asked)
+    assert told.code == 4 and "must hold on its device" in told.error and "which held for 0 of 4" in told.out
+    assert load_table(path) == wrong
+    found = hwnas(*asked, "--keep", "--json").json
+    kept = load_table(path)
+    assert found["kept"] and not found["holds"] and found["covered"] == 0 and found["median_error"] > 1
+    assert kept.held_out.interval == found["interval_with_it"] > found["interval"] == wrong.held_out.interval
+    assert [len(sitting.networks) for sitting in kept.sittings] == [found["networks"]] == [4]
+    shown = hwnas("table", "show", path).out
+    assert "another hour adds" in shown and "measured in 1" in " ".join(shown.split())
+    assert "other_hour" in hwnas("table", "show", path, "--json").json["networks"]
+    assert "unlike" in refused(hwnas("table", "judge", path, "--device", "torch-cpu"))

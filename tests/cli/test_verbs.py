@@ -31,6 +31,9 @@ JSON = {
                    {"environment", "only_in_first", "only_in_second", "common", "changed", "median_change", "spearman"}),
     "table check": (lambda made: (made("table"), "--space", made("space"), "--device", DEVICE),
                     {"table", "complete", "additive", "held_out", "warnings"}),
+    "table judge": (lambda made: (shutil.copy(made("table"), made("tmp_path") / "judged.json"), "--networks", 2, "--sessions", 1,
+                                  "--keep"),
+                    {"table", "networks", "median_error", "interval", "covered", "holds", "interval_with_it", "kept"}),
     "table export": (lambda made: (made("table"), "--format", "csv", "--output", made("tmp_path") / "table.csv"),
                      {"table", "output", "format", "entries", "constant_ms"}),
     "table import": (lambda made: (_exported(made("table"), made("tmp_path") / "table.csv"), "--format", "hwnasbench-csv",
@@ -115,7 +118,8 @@ def test_native_libraries_do_not_write_into_the_document(verb, request, tmp_path
 
 
 @pytest.mark.parametrize("verb", ("devices", "spaces", "predict", "feasible", "train", "verify", "profile", "table show",
-                                  "table diff", "table check", "table export", "table import", "kit build", "kit collect"))
+                                  "table diff", "table check", "table judge", "table export", "table import",
+                                  "kit build", "kit collect"))
 def test_people_get_a_table_that_fits_their_terminal(verb, request, monkeypatch):
     monkeypatch.setattr("hwnas.cli.console.stdout.width", 100)
     done = hwnas(*verb.split(), *JSON[verb][0](request.getfixturevalue))

@@ -25,7 +25,7 @@ def make_space(name="digits", classes=10, channels=1):
 def make_table(space=None, *, held_out=19, error=0.1, runtime="onnxruntime-cpu"):
     """A table of random ratios with an anchor of 1 ms, whose held-out networks are all slower than predicted by `error`.
 
-    With 19 of them the 95 % interval is that error.
+    With 19 of them that error is the 95 % interval in the hour of the table.
     """
     space = space or make_space()
     generator = np.random.default_rng(0)

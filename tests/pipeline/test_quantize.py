@@ -11,6 +11,7 @@ import pytest
 from hwnas.errors import InputError
 from hwnas.ir.blocks import ConvBlock, Head, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
+from hwnas.latency.refusals import network_key
 from hwnas.latency.table import load_table
 from hwnas.lower.onnx import to_onnx
 from hwnas.lower.weights import random_weights
@@ -145,6 +146,9 @@ def test_a_block_that_the_device_refuses_ends_it(path, precisions, device, tmp_p
     table = load_table(path)
     workload = next(key for key in table.entries if key.startswith("quantized"))
     replace(table, refused={workload: "no kernel."}).save(tmp_path / "table.json")
+    network = network_key(precisions.architecture(table.networks[0].choices))
+    replace(table, refused={network: "no kernel."}).save(tmp_path / "whole.json")
+    assert profile_precisions(precisions, device, tmp_path / "whole.json", plan=QUICK).refused == {network: "no kernel."}
     with pytest.raises(InputError, match=r"refuses quantized.* \(no kernel\): choose another device"):
         profile_precisions(precisions, device, tmp_path / "table.json", plan=QUICK)
 

@@ -13,6 +13,7 @@ from hwnas.errors import InputError
 from hwnas.ir.blocks import ConvBlock, Head, Identity, Resolution, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.refusals import network_key
 from hwnas.latency.summary import measured_parts
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord
 from hwnas.report.table import draw_table
@@ -101,6 +102,9 @@ def test_a_table_with_refused_blocks_is_drawn(tmp_path):
         assert f"{len(large)} blocks refused and left out" in draw_table(drawn, tmp_path / name).read_text()
     text = (tmp_path / "table.svg").read_text()
     assert "<!-- small -->" in text and "<!-- large -->" not in text
+    network = network_key(SPACE.any_architecture)
+    replaced = draw_table(replace(whole, refused={network: "It crashes."}), tmp_path / "network.svg").read_text()
+    assert "refused" not in replaced and "<!-- large -->" in replaced
     bare = replace(whole, refused=dict.fromkeys(whole.entries, "It crashes."))
     assert "<!-- small -->" not in draw_table(bare, tmp_path / "none.svg").read_text()
 

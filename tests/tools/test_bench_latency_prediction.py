@@ -2,7 +2,9 @@
 
 import json
 
-from hwnas.latency.table import load_table
+import numpy as np
+
+from hwnas.latency.table import NetworkRecord, SittingRecord, load_table
 from tests.tools.test_schemes import ROOT, load_tool
 
 bench = load_tool("bench_latency_prediction")
@@ -17,29 +19,43 @@ def test_the_default_scheme_is_the_table_s_own_prediction():
     row, table = _row()
     found = row["schemes"][bench.DEFAULT]
     assert abs(found["mean_error"] - table.held_out.mean_error) < 1e-9
-    assert abs(found["interval"] - table.held_out.interval) < 1e-9
+    assert abs(found["interval"] - table.held_out.same_hour_interval) < 1e-9
     json.dumps(row, allow_nan=False)
     for text in (bench.markdown([row]), bench.schemes_markdown([row])):
         assert len(text.splitlines()) == 3 and len({line.count("|") for line in text.splitlines()}) == 1
 
 
-def test_an_interval_that_is_too_narrow_does_not_cover():
+def _sitting(table, *errors):
+    """A sitting whose networks are so far off the table's predictions."""
+    records = table.judging_networks[:len(errors)]
+    ratios = table.predicted_ratios(records) * (1 + np.array(errors))
+    return SittingRecord(measured_utc="2026-11-22T00:00:00+00:00", anchor_ms=1.0, networks=tuple(
+        NetworkRecord(choices=record.choices, role="held_out", sessions=((ratio,),))
+        for record, ratio in zip(records, ratios, strict=True)))
+
+
+def test_a_sitting_is_judged_by_the_interval_before_it():
     table = _row()[1]
-    interval, networks = table.held_out.interval, bench.read_networks(table)
-    scheme = bench.SCHEMES[bench.DEFAULT]
-    covered = [bench.cross_validate(scheme, networks, 2, share * interval)["interval_coverage"] for share in (0.3, 1.0, 100.0)]
-    assert covered[0] < 0.9 and covered[0] < covered[1] <= covered[2] == 1
+    half = table.held_out.interval
+    near, far = _sitting(table, -0.9 * half, 0.9 * half), _sitting(table, -2 * half, 2 * half, 1.9 * half, 0.0)
+    hours = bench.other_hours(table.with_sitting(near).with_sitting(far).with_sitting(far))
+    assert hours[0]["interval"] == half and [hour["networks"] for hour in hours] == [2, 4, 4]
+    assert [hour["covered"] for hour in hours][:2] == [2, 1] and hours[2]["interval"] > hours[1]["interval"]
+    assert bench.coverage(hours) == (3 + hours[2]["covered"]) / 10
+    assert bench.coverage([]) is None and bench.other_hours(table.with_sitting(far))[0]["interval"] == half
+    text = bench.hours_markdown([{"runtime": "r", "space": "s", "hours": hours}])
+    assert text.splitlines()[-1].startswith("| all |  | 3 sittings | 10 |") and len(text.splitlines()) == 6
 
 
 def test_goal_is_met_at_its_edges_and_missed_beyond():
-    figures = {"networks": 40, "within_2_percent": 0.85, "within_5_percent": 0.99, "within_10_percent": 1.0, "spearman": 0.99,
-               "interval_coverage": 0.92}
-    row = {"schemes": {bench.DEFAULT: figures}, "minutes": 10.0, "held_out_sessions": 5}
+    figures = {"networks": 40, "within_2_percent": 0.85, "within_5_percent": 0.99, "within_10_percent": 1.0, "spearman": 0.99}
+    row = {"schemes": {bench.DEFAULT: figures}, "minutes": 10.0, "held_out_sessions": 5, "coverage": 0.92}
     assert all(part["met"] for part in bench.goal(row).values())
-    worse = {"networks": 39, "within_2_percent": 0.84, "within_5_percent": 0.98, "within_10_percent": 0.99, "spearman": 0.98,
-             "interval_coverage": 0.99}
+    worse = {"networks": 39, "within_2_percent": 0.84, "within_5_percent": 0.98, "within_10_percent": 0.99, "spearman": 0.98}
     for part, value in worse.items():
         found = bench.goal(row | {"schemes": {bench.DEFAULT: figures | {part: value}}})
         assert [name for name in found if not found[name]["met"]] == [part]
     assert not bench.goal(row | {"minutes": None})["minutes"]["met"]
     assert not bench.goal(row | {"held_out_sessions": 4})["sessions"]["met"]
+    assert [bench.goal(row | {"coverage": share})["coverage"]["met"] for share in (None, 0.91, 0.98, 0.99)] == [
+        False, False, True, False]
