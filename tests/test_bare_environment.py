@@ -22,8 +22,8 @@ BIN = BASE / "bin"
 # What may import torch (or what comes with it) when it is imported. Everything else belongs to the base install.
 NEEDS_TORCH = {"hwnas.lower.torch", "hwnas.lower.straight_through", "hwnas.lower.calibrate", "hwnas.data.augment",
                "hwnas.pipeline.search", "hwnas.pipeline.export", "hwnas.pipeline.compile", "hwnas.pipeline.retrain",
-               "hwnas.pipeline.budget", "hwnas.pipeline.precision", "hwnas.pipeline.quantize", "hwnas.supernet", "hwnas.runtimes.torch_model",
-               "hwnas.runtimes.torch_operators", "hwnas.runtimes.executorch_lowering"}
+               "hwnas.pipeline.budget", "hwnas.pipeline.precision", "hwnas.pipeline.quantize", "hwnas.supernet",
+               "hwnas.runtimes.torch_model", "hwnas.runtimes.torch_operators", "hwnas.runtimes.executorch_lowering"}
 
 SPACE = {"name": "atom", "input_shape": [1, 8, 8], "layers": [
     {"name": "only", "options": {"k1": {"kind": "conv", "out_channels": 4, "kernel": 1},

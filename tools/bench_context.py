@@ -2,10 +2,10 @@
 
     python tools/bench_context.py --runtimes onnxruntime-cpu openvino-cpu --spaces mobile-cpu spos --output docs/context.json
 
-Of blocks that keep their shape, spread over the shapes of a space, networks of one, two and four in a row are measured, every
+Of blocks that keep their shape, spread over the shapes of a space, networks of one, four and sixteen in a row are measured, every
 layer with weights of its own, and a model that does next to nothing: one ReLU of one number. Then
 
-- inside = (four - two) / 2: what one more block costs within a network
+- inside = (sixteen - four) / 12: what one more block costs within a network of about as many as networks have
 - alone = one
 - call: what the model that does next to nothing takes, whatever it computes
 - rest = alone - inside - call: what else a model pays at its ends, where it is positive: layout changes, copies of inputs and
@@ -53,7 +53,7 @@ from schemes import measured_parts
 
 SCHEMA, JOURNAL_SCHEMA = "hwnas.context/1", "hwnas.context-journal/1"
 CALL = "call"
-LENGTHS = (1, 2, 4)
+LENGTHS = (1, 4, 16)
 MOST_BLOCKS = 8  # of a space
 SHARES = ("alone_over_inside", "call", "rest")
 
@@ -91,10 +91,11 @@ def split_costs(chains: Mapping[int, float], call: float) -> Split:
     """Splits what a block costs alone.
 
     Args:
-        chains: The ratios of one, two and four in a row.
+        chains: The ratios of one, four and sixteen in a row.
         call: The ratio of the model that does next to nothing.
     """
-    return Split(chains[1], (chains[4] - chains[2]) / 2, call)
+    one, few, many = LENGTHS
+    return Split(chains[one], (chains[many] - chains[few]) / (many - few), call)
 
 
 def call_network() -> Network:
@@ -126,7 +127,7 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def chain_networks(parts: Iterable[Part]) -> dict[str, Network]:
-    """What to measure: the model that does next to nothing, and each block once, twice and four times in a row."""
+    """What to measure: the model that does next to nothing, and each block in a row of every length."""
     networks = {CALL: call_network()}
     for part in parts:
         for length in LENGTHS:

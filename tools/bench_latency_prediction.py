@@ -110,14 +110,25 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
            "held_out_sessions": min(len(networks.sessions[row]) for row in held_out),
            "hosts": hosts,
            "session_scatter": session_scatter(networks.sessions), "interval": table.held_out.interval,
-           "hours": (hours := other_hours(table)), "coverage": coverage(hours),
+           "hours": other_hours(table),
            "schemes": {name: judge(networks, held_out, prediction) | cross_validate(*schemes[name], resplits)
                        for name, prediction in predicted.items()},
            "corrected_from": {str(count): judge(networks, held_out, predict(SCHEMES[DEFAULT], networks, shuffled(fit)[:count]))[
                "mean_error"] for count in LEARNING if count <= len(fit)},
            "noise": noise(networks, fit, held_out, predicted[DEFAULT]),
            "misses": misses(table, networks, held_out, predicted[DEFAULT])}
-    return row | {"goal": goal(row)}
+    return row
+
+
+def with_goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with each part of the goal. Coverage is a runtime's, over its spaces: of 40 networks, one that covers exactly 95 %
+    would be outside of 92 to 98 % in a third of all cases."""
+    found = []
+    for row in rows:
+        hours = [hour for other in rows if other["runtime"] == row["runtime"] for hour in other["hours"]]
+        pooled = row | {"coverage": coverage(hours)}
+        found.append(pooled | {"goal": goal(pooled)})
+    return found
 
 
 def predict(scheme: Scheme, networks: Networks, rows: Rows) -> Floats:
@@ -253,7 +264,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         missed = [GOAL[part][0] for part, part_found in row["goal"].items() if not part_found["met"]]
         lines.append((row["runtime"], row["space"], "met" if not missed else f"missed: {', '.join(missed)}",
                       f"{100 * found['mean_error']:.1f} %", f"{100 * row['noise']['error_share']:.0f} %",
-                      f"{100 * found['max_error']:.1f} %", f"{100 * found['within_2_percent']:.0f} %", f"{100 * found['within_5_percent']:.0f} %",
+                      f"{100 * found['max_error']:.1f} %",
+                      *(f"{100 * found[f'within_{percent}_percent']:.0f} %" for percent in (2, 5)),
                       f"{found['spearman']:.3f}", f"± {100 * row['interval']:.1f} %", say_coverage(row["hours"]),
                       *(["unknown"] * 3 if row["effort"] is None else [
                           f"{row['minutes']:.1f}", f"{100 * row['effort']['timing_share']:.0f} %",
@@ -288,12 +300,13 @@ def hours_markdown(rows: list[dict[str, Any]]) -> str:
               f"± {100 * hour['interval']:.1f} %", f"{hour['covered']}", f"{100 * hour['median_error']:+.1f} %",
               f"{100 * hour['mean_error']:.1f} %", f"{100 * hour['within_5_percent']:.0f} %", f"{hour['spearman']:.3f}",
               say_added([hour])) for row in rows for hour in row["hours"]]
-    hours = [hour for row in rows for hour in row["hours"]]
-    if not hours:
-        return markdown_table(columns, lines)
-    covered, networks = (sum(hour[key] for hour in hours) for key in ("covered", "networks"))
-    return markdown_table(columns, [*lines, ("all", "", f"{len(hours)} sittings", f"{networks}", "",
-                                             f"{covered} ({100 * covered / networks:.1f} %)", "", "", "", "", say_added(hours))])
+    for runtime in [*dict.fromkeys(row["runtime"] for row in rows), "all"]:
+        hours = [hour for row in rows if runtime in (row["runtime"], "all") for hour in row["hours"]]
+        if hours:
+            covered, networks = (sum(hour[key] for hour in hours) for key in ("covered", "networks"))
+            held_for = f"{covered} ({100 * covered / networks:.1f} %)"
+            lines.append((runtime, "all", f"{len(hours)} sittings", f"{networks}", "", held_for, *[""] * 4, say_added(hours)))
+    return markdown_table(columns, lines)
 
 
 def say_added(hours: Sequence[dict[str, Any]]) -> str:
@@ -403,11 +416,12 @@ def main() -> None:
             console.print(f"{table.environment['runtime']}, {table.space}: not measured to the end; the same command goes on")
             continue
         rows.append(compare(table, hosts, arguments.resplits))
+    rows = with_goals(rows)
     for row in rows:
         show(console, row, arguments.goal)
     if arguments.output:
         write_json(arguments.output, {"schema": "hwnas.latency-prediction/1", "rows": rows})
-        print(markdown(rows), hours_markdown(rows), schemes_markdown(rows), sep="\n\n")
+        print(markdown(rows), hours_markdown(rows), *([schemes_markdown(rows)] if arguments.resplits else []), sep="\n\n")
 
 
 if __name__ == "__main__":

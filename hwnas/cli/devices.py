@@ -21,8 +21,9 @@ def devices_command(
         say(f"Asking {on}, which imports each runtime that it has.")
         rows = list_ssh_runtimes(on)
     if json:
-        print_json([{"name": name, "available": found.available, "reason": found.reason, "runtime_version": found.version}
-                    for name, found in rows.items()])
+        print_json([{"name": name, "available": found.available, "reason": found.reason, "runtime_version": found.version,
+                     "precisions": RUNTIMES[name].precisions} for name, found in rows.items()])
         return
-    print_table("", ("device", "usable", "version, or why not"),
-                [(name, "yes" if found.available else "no", found.version or found.reason or "") for name, found in rows.items()])
+    print_table("", ("device", "usable", "version and precisions, or why not"), [
+        (name, "yes", f"{found.version}: {', '.join(RUNTIMES[name].precisions)}") if found.available else
+        (name, "no", found.reason or "") for name, found in rows.items()])

@@ -37,10 +37,12 @@ SCHEMA = "hwnas.latency-table/3"
 COVERAGE = 0.95
 
 # A machine has ratios of its own for hours, which the networks of one hour share and cannot show. What another hour adds to a
-# prediction's error varies from table to table: its variance is taken for inverse chi-squared with this scale and so many degrees
-# of freedom, of which each sitting in another hour adds one. That is 0.6 % in root mean square, as most committed tables have:
-# 'tools/bench_latency_prediction.py' prints it.
-_TYPICAL_HOUR_SCALE = 0.0043
+# prediction's error varies from table to table: its variance is taken for inverse chi-squared with such a scale and so many
+# degrees of freedom, to which each sitting in another hour adds one. A network of many times the anchor's size no longer finds
+# its weights in a processor's own caches; what it shares with its neighbours differs more between hours. The scales are those of
+# most committed tables: 'tools/bench_latency_prediction.py' prints what the hours of each have added.
+_TYPICAL_HOUR_SCALE, _TYPICAL_HOUR_SCALE_IF_LARGE = 0.0043, 0.015
+_LARGE = 10.0  # times the anchor's latency
 _TYPICAL_DEGREES = 4
 
 
@@ -518,12 +520,13 @@ def judge(predicted: NDArray[np.float64], measured: NDArray[np.float64],
     """How far predictions are off networks that no fit has seen, and how far they may be off another one in another hour.
 
     Args:
-        predicted: Of the networks that were measured with the table; (N,).
-        measured: The same networks' ratios; (N,).
+        predicted: Of the networks that were measured with the table, to the anchor; (N,).
+        measured: The same; (N,).
         later: Relative errors of the networks of every other hour.
     """
     errors = measured / predicted - 1
-    other_hour = other_hour_interval(errors, later)
+    is_large = bool(measured.size) and float(np.median(measured)) > _LARGE
+    other_hour = other_hour_interval(errors, later, _TYPICAL_HOUR_SCALE_IF_LARGE if is_large else _TYPICAL_HOUR_SCALE)
     if not measured.size:
         return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL, _UNKNOWN_INTERVAL, other_hour, len(later))
     far = np.abs(errors)
@@ -533,7 +536,7 @@ def judge(predicted: NDArray[np.float64], measured: NDArray[np.float64],
                    math.hypot(same_hour, other_hour), same_hour, other_hour, len(later))
 
 
-def other_hour_interval(errors: NDArray[np.float64], later: Sequence[NDArray[np.float64]]) -> float:
+def other_hour_interval(errors: NDArray[np.float64], later: Sequence[NDArray[np.float64]], typical_scale: float) -> float:
     """Half-width that covers what another hour adds to a relative error, with a probability of 95 %.
 
     Student's quantile around nothing of a moderated scale (Smyth, "Linear models and empirical Bayes methods", 2004, section 3):
@@ -542,11 +545,12 @@ def other_hour_interval(errors: NDArray[np.float64], later: Sequence[NDArray[np.
     Args:
         errors: Relative errors in the hour of the table; (N,).
         later: Those of each other hour.
+        typical_scale: What is typical.
     """
     usual = float(np.mean(errors**2)) if errors.size else 0.0
     added = sum(float(np.mean(sitting**2)) - usual for sitting in later)
     degrees = _TYPICAL_DEGREES + len(later)
-    return student_t95(degrees) * math.sqrt(max(_TYPICAL_DEGREES * _TYPICAL_HOUR_SCALE**2 + added, 0.0) / degrees)
+    return student_t95(degrees) * math.sqrt(max(_TYPICAL_DEGREES * typical_scale**2 + added, 0.0) / degrees)
 
 
 def conformal_interval(errors: NDArray[np.float64]) -> float:

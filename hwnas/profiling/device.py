@@ -24,7 +24,7 @@ from hwnas.profiling.protocol import GREETING, READY, EndError, Message, Protoco
 from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RUNTIMES, load_runtime
-from hwnas.runtimes.base import Availability, Program, Runtime, RuntimeConfig, with_converter
+from hwnas.runtimes.base import Availability, MachineFaultError, Program, Runtime, RuntimeConfig, with_converter
 
 _LOGIN_LINES = 1000  # of a login script, before the agent's greeting
 _CLOSING_S = 10.0  # for an agent to end and to clean up, before what leads to it is killed
@@ -32,7 +32,7 @@ _LAST_WORDS = 200  # characters
 # What is said of a machine that was never reached.
 _REMOTE_NEEDS = ("it takes a login by ssh without a password, and Python 3.11 or newer there with numpy and the runtime, which "
                  "?python=COMMAND names if it is not python3")
-_ERRORS: Mapping[str, type[HwnasError]] = {error.__name__: error for error in (InputError, UnavailableError)}
+_ERRORS: Mapping[str, type[HwnasError]] = {error.__name__: error for error in (InputError, UnavailableError, MachineFaultError)}
 
 T = TypeVar("T")
 
@@ -474,13 +474,13 @@ def crash_of(status: int, error: ProtocolError) -> AgentCrashError:
     return AgentCrashError(f"crashed ({Signals(number).name})" if number in set(Signals) else f"ended with status {status}")
 
 
-def killed_twice(what: str) -> UnavailableError:
+def killed_twice(what: str) -> MachineFaultError:
     """The error to raise when an agent was killed in each attempt.
 
     Args:
         what: Who it was, and at what.
     """
-    return UnavailableError(f"{what}, every time, most likely because memory was short: free some there and repeat the command; "
+    return MachineFaultError(f"{what}, every time, most likely because memory was short: free some there and repeat the command; "
                             "what was measured is kept.")
 
 

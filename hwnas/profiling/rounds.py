@@ -26,6 +26,7 @@ from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.preparing import Models, prepare_ahead
 from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
+from hwnas.runtimes.base import MachineFaultError
 
 Progress = Callable[[int, int, str], None]
 Measured = dict[str, list[SessionSamples]]
@@ -33,6 +34,7 @@ Measured = dict[str, list[SessionSamples]]
 # A process may have a ratio of its own, too, which all its sessions would share (where its memory lies): many processes average
 # it away.
 _SESSIONS_PER_PROCESS = 16
+_MAX_FAULTS = 3  # of the machine, of as many models in a row: then it is not worth going on
 _MAX_DISTURBED = 3  # sessions of one model that do not count; then they do after all
 
 
@@ -97,6 +99,9 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
     What was never measured is prepared ahead first, see `hwnas.profiling.preparing`; what there was no time for then, before its
     first session, with some of those that follow.
 
+    A model for which the machine lacks memory has another chance in the next round, when there may be more; then it is refused,
+    since the anchor ran. Where a few lack it in a row, it is the machine.
+
     Args:
         models: What makes the ONNX bytes, by key.
         measured: What was measured before, by key; grows.
@@ -111,10 +116,12 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
 
     Raises:
         InputError: The device refuses a model, or the journal cannot be written.
-        UnavailableError: The device cannot be reached any more.
+        UnavailableError: The device cannot be reached any more, or lacks memory whatever is measured.
     """
     deadline = time.monotonic() + plan.max_minutes * 60
     refusals = {} if refused is None else refused
+    lacked: set[str] = set()
+    in_a_row = 0
     bounds = dict.fromkeys(models, (plan.min_sessions, plan.max_sessions)) | dict(sessions or {})
     with open(journal, "a", encoding="utf-8") as file:
         new = {key: model for key, model in models.items() if key not in refusals and not measured.get(key)}
@@ -141,12 +148,19 @@ def measure_rounds(models: Models, measured: Measured, journal: Path, device: De
                     session = device.measure(models[key](), plan.timing, deadline)
                 except TimeOverError:
                     return  # whatever would have come of it
-                except InputError as error:
+                except (InputError, MachineFaultError) as error:
+                    if isinstance(error, MachineFaultError) and key not in lacked:
+                        lacked.add(key)
+                        in_a_row += 1
+                        if refused is None or in_a_row >= _MAX_FAULTS:
+                            raise
+                        continue
                     if refused is None:
                         raise
                     refused[key] = str(error)
                     _append(file, {"key": key, "refused": str(error), "preparing_s": round(time.monotonic() - start, 3)})
                     continue
+                in_a_row = 0
                 session = replace(session, total_s=round(time.monotonic() - start, 3))
                 measured.setdefault(key, []).append(session)
                 _append(file, _session_row(key, session))

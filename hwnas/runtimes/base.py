@@ -256,14 +256,18 @@ def check_inputs(expected: tuple[TensorInfo, ...], given: Mapping[str, np.ndarra
     return arrays
 
 
-def machine_fault(runtime: Runtime, error: Exception) -> UnavailableError | None:
-    """What to raise of an error that says nothing about the model that was at work; None of any other.
+class MachineFaultError(UnavailableError):
+    """The machine lacked memory or a package for a model; whether it would at another time is not known."""
+
+
+def machine_fault(runtime: Runtime, error: Exception) -> MachineFaultError | None:
+    """What to raise of an error that may say nothing about the model that was at work; None of any other.
 
     Native libraries have no type of error for a lack of memory, only words.
     """
     if not isinstance(error, MemoryError | ImportError) and not _SHORT_OF_MEMORY.search(str(error)):
         return None
-    return UnavailableError(f"{runtime.name} lacks memory or a package where it runs ({described(error)}): free some memory, "
+    return MachineFaultError(f"{runtime.name} lacks memory or a package where it runs ({described(error)}): free some memory, "
                             "or reinstall it.")
 
 

@@ -177,6 +177,9 @@ def test_a_sitting_widens_the_interval_by_what_it_shows_and_nothing_else():
     for name in ("networks", "mean_error", "max_error", "within_5_percent", "spearman", "same_hour_interval"):
         assert getattr(judged.held_out, name) == getattr(alone, name)
     assert judged.calibration == table.calibration
+    ratios = np.array([record.ratio for record in table.judging_networks])
+    far = judge(11 / np.median(ratios) * ratios, 11 / np.median(ratios) * ratios)  # of many times the anchor's size
+    assert far.other_hour_interval == pytest.approx(0.015 * stats.t.ppf(0.975, 4), rel=0.003)
     quiet = table.with_sitting(_sitting(table, [0.0] * 20)).with_sitting(_sitting(table, [0.0] * 20))
     assert 0 <= quiet.held_out.other_hour_interval < typical and quiet.held_out.interval < alone.interval
 

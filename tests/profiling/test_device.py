@@ -265,19 +265,32 @@ def test_an_anchor_that_fails_is_no_models_fault(misbehaving, what):
         assert device.measure(MODEL, TIMING).ratios and seen.read_text() == "xx"
 
 
-def test_a_model_on_which_the_agent_is_killed_every_time_is_not_refused(misbehaving, tmp_path):
-    """What was measured before is kept, and the same command goes on when there is memory again."""
+@pytest.mark.parametrize("times, refused", [(2, False), (99, True)], ids=["once", "always"])
+def test_a_model_on_which_the_agent_is_killed_has_another_chance(times, refused, misbehaving, tmp_path):
+    """In the next round, when there may be more memory; else it is too large for this machine, on which the others run."""
     make, seen = misbehaving
-    space, path, told = make_space(), tmp_path / "table.json", []
+    space = make_space()
     plan = ProfilePlan(min_sessions=1, max_sessions=1, fit_networks=1, fit_sessions=1, held_out_networks=0, timing=TIMING)
-    last = [key for key in _order(plan_blocks(space, 1))][-1]
-    with make(KILLED, last.model(), times=2) as device:
+    option = space.steps[1].edges[0].workload
+    (large,) = [one for one in plan_blocks(space, 1) if one.key == option]
+    with make(KILLED, large.model(), times=times) as device:
+        table = profile_space(space, device, tmp_path / "table.json", plan=plan)
+    assert seen.read_text() == ("xxxx" if refused else "xxx")  # an agent that is killed is started once more
+    others = {one.key for one in plan_blocks(space, 1)} - {option}
+    assert set(table.entries) == others | (set() if refused else {option})
+    assert set(table.refused) == ({option} if refused else set())
+    assert all("killed (SIGKILL)" in why and "memory" in why for why in table.refused.values())
+
+
+def test_where_several_models_in_a_row_lack_memory_it_is_the_machine(misbehaving, tmp_path):
+    make, seen = misbehaving
+    journal, refused, models = tmp_path / "journal", {}, dict.fromkeys("abcd", lambda: BAD)
+    with make(KILLED) as device:
+        measured = open_journal(journal, {"environment": device.environment(1)})
         with pytest.raises(UnavailableError, match=r"^onnxruntime-cpu was killed \(SIGKILL\) on the model, .* memory .*\.$"):
-            profile_space(space, device, path, plan=plan)
-        assert seen.read_text() == "xx"
-        table = profile_space(space, device, path, plan=plan, progress=lambda done, total, key: told.append(key))
-    assert not table.refused and set(table.entries) == {one.key for one in plan_blocks(space, 1)}
-    assert told[0] == last.key
+            measure_rounds(models, measured, journal, device, RoundsPlan(timing=TIMING), refused=refused)
+    assert not refused and not measured and seen.read_text() == 3 * "xx"
+    assert len(journal.read_text().splitlines()) == 1
 
 
 def test_a_model_on_which_the_agent_is_killed_once_is_measured(misbehaving):

@@ -327,9 +327,9 @@ def test_the_command_line_lists_a_machines_runtimes(server, bare, monkeypatch):
     arguments = ["devices", "--on", machine(server, bare)]
     done = hwnas_process(*arguments, "--json")
     assert done.code == 0 and [row["name"] for row in done.json if row["available"]] == [RUNTIME], done
-    assert {key for row in done.json for key in row} == {"name", "available", "reason", "runtime_version"}
+    assert {key for row in done.json for key in row} == {"name", "available", "reason", "runtime_version", "precisions"}
     told = hwnas_process(*arguments)
-    assert told.code == 0 and "pip install openvino" in told.out and f"{RUNTIME} " in told.out
+    assert told.code == 0 and "pip install openvino" in told.out and f"{RUNTIME} " in told.out and ": fp32" in told.out
     said = refused(hwnas_process("devices", "--on", machine(server, "/nowhere/python")), 5)
     assert "ended with status 127" in said and "?python=COMMAND" in said
     server.stop()

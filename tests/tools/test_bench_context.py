@@ -51,8 +51,8 @@ def test_known_costs_are_recovered():
 
 
 def test_what_caches_held_is_in_the_rest():
-    """Only the block alone finds everything in the caches; two and four in a row do not."""
-    split = bench.split_costs({1: 0.05 + 0.7, 2: 0.05 + 2.0, 4: 0.05 + 4.0}, 0.05)
+    """Only the block alone finds everything in the caches; four and sixteen in a row do not."""
+    split = bench.split_costs({1: 0.05 + 0.7, 4: 0.05 + 4.0, 16: 0.05 + 16.0}, 0.05)
     assert split.shares == pytest.approx({"alone_over_inside": -0.25, "call": 0.05, "rest": -0.3})
 
 
@@ -100,7 +100,7 @@ def test_chains_repeat_the_work_and_share_no_weights():
     assert [network.macs for network in chains] == [length * part.network.macs for length in bench.LENGTHS]
     assert call.macs == 0 and call.parameters == 0
     weights = [numpy_helper.to_array(one) for one in to_onnx(chains[-1]).graph.initializer]
-    assert len(weights) == 4 * len(to_onnx(chains[0]).graph.initializer)
+    assert len(weights) == bench.LENGTHS[-1] * len(to_onnx(chains[0]).graph.initializer)
     assert not any(np.array_equal(one, other) for one, other in combinations(weights, 2))
 
 
@@ -127,12 +127,12 @@ def test_the_split_adds_up(found):
     assert len(row["blocks"]) + row["lost"] == len(bench.spread_parts(make_space())) and row["refused"] == 0
     for block in row["blocks"]:
         times = {length: median(row["sessions"][f"{length} x {block['workload']}"]) for length in bench.LENGTHS}
-        assert block["alone"] == times[1] and 2 * block["inside"] == pytest.approx(times[4] - times[2])
+        assert block["alone"] == times[1] and 12 * block["inside"] == pytest.approx(times[16] - times[4])
         assert block["alone_over_inside"] == pytest.approx(block["call"] + block["rest"])
         assert block["inside"] * (1 + block["call"] + block["rest"]) == pytest.approx(block["alone"])
         assert block["call_ratio"] == median(row["sessions"][bench.CALL])
     assert 0 < median(row["sessions"][bench.CALL]) < min(
-        median(sessions) for key, sessions in row["sessions"].items() if key.startswith("4 x "))
+        median(sessions) for key, sessions in row["sessions"].items() if key.startswith("16 x "))
     json.dumps(row, allow_nan=False)
     assert bench.markdown([row]).splitlines()[2].startswith("| onnxruntime-cpu | digits |")
 

@@ -1,6 +1,7 @@
 """The benchmark's judgement: on a table of the repository, and on figures at the goal's edges."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,8 +12,9 @@ bench = load_tool("bench_latency_prediction")
 
 
 def _row():
-    table = load_table(next((ROOT / "latency_tables").rglob("onnxruntime*/mobile-cpu.json")))
-    return bench.compare(table, None, resplits=1), table
+    """Of a table that was not judged in another hour yet."""
+    table = replace(load_table(next((ROOT / "latency_tables").rglob("onnxruntime*/mobile-cpu.json"))), sittings=())
+    return bench.with_goals([bench.compare(table, None, resplits=1)])[0], table
 
 
 def test_the_default_scheme_is_the_table_s_own_prediction():
@@ -43,8 +45,21 @@ def test_a_sitting_is_judged_by_the_interval_before_it():
     assert [hour["covered"] for hour in hours][:2] == [2, 1] and hours[2]["interval"] > hours[1]["interval"]
     assert bench.coverage(hours) == (3 + hours[2]["covered"]) / 10
     assert bench.coverage([]) is None and bench.other_hours(table.with_sitting(far))[0]["interval"] == half
-    text = bench.hours_markdown([{"runtime": "r", "space": "s", "hours": hours}])
-    assert text.splitlines()[-1].startswith("| all |  | 3 sittings | 10 |") and len(text.splitlines()) == 6
+    text = bench.hours_markdown([{"runtime": "r", "space": "s", "hours": hours}, {"runtime": "q", "space": "s", "hours": []}])
+    assert len(text.splitlines()) == 7
+    for line, runtime in zip(text.splitlines()[-2:], ("r", "all"), strict=True):
+        assert line.startswith(f"| {runtime} | all | 3 sittings | 10 |")
+
+
+def test_coverage_is_judged_over_a_runtimes_spaces():
+    row, table = _row()
+    errors = [0.0] * 37 + [1.0] * 3
+    some = bench.other_hours(table.with_sitting(_sitting(table, *errors)))
+    all_covered = bench.other_hours(table.with_sitting(_sitting(table, *[0.0] * 40)))
+    rows = [row | {"hours": some}, row | {"hours": all_covered}, row | {"runtime": "another", "hours": all_covered}]
+    found = bench.with_goals(rows)
+    assert [one["coverage"] for one in found] == [77 / 80, 77 / 80, 1.0]
+    assert [one["goal"]["coverage"]["met"] for one in found] == [True, True, False]
 
 
 def test_goal_is_met_at_its_edges_and_missed_beyond():
