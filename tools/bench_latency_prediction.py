@@ -37,6 +37,7 @@ from hwnas.files import read_json, write_json
 from hwnas.latency.summary import refused_blocks
 from hwnas.latency.table import LatencyTable, conformal_interval, load_table
 from hwnas.lower.onnx import to_onnx
+from hwnas.profiling.anchor import anchor_for
 from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
 from hwnas.profiling.rounds import RoundsPlan, measure_rounds, measurement_folder, open_journal, without_disturbed
@@ -69,7 +70,7 @@ def profile(runtime: str, space: str, folder: Path, plan: ProfilePlan, hosts: bo
             progress: Progress) -> tuple[LatencyTable, dict[str, Any] | None]:
     """The table, and with `hosts` what blocks cost in hosts."""
     loaded = load_space(space)
-    with open_device(runtime, RuntimeConfig(threads=1)) as device:
+    with open_device(runtime, RuntimeConfig(threads=1), anchor=anchor_for(loaded.input_shape)) as device:
         environment = device.environment(1)
         path = folder / measurement_folder(environment) / f"{space}.json"
 

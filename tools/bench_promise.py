@@ -232,7 +232,7 @@ class Bench:
 
     def _measure(self, models: Mapping[str, bytes], measured: Measured, journal: str, sessions: Mapping[str, int],
                  bar: Bar) -> None:
-        with open_device(self.target.device, self.target.config, self.target.cpus) as device:
+        with open_device(self.target.device, self.target.config, self.target.cpus, self.target.anchor) as device:
             measure_rounds({name: partial(bytes, model) for name, model in models.items()}, measured, self._journal(journal),
                            device, SESSIONS, sessions={name: (count, count) for name, count in sessions.items()}, seed=self.seed,
                            progress=bar)

@@ -26,7 +26,7 @@ def bench_command(
     if table is not None and (threads, precision) != (None, None):
         raise InputError("A table brings its own threads and precision: leave --threads and --precision out with --table.")
     from hwnas.latency.table import load_table
-    from hwnas.pipeline.measure import artifact_target, load_target, read_model, target_of_table
+    from hwnas.pipeline.measure import artifact_target, model_target, read_model, target_of_table
 
     threads = 1 if threads is None else threads
     if table is not None:
@@ -34,7 +34,7 @@ def bench_command(
     elif path.is_dir():
         target = artifact_target(path, device, threads, precision)
     else:
-        target = load_target(str(device), threads, precision or "fp32")
+        target = model_target(path, str(device), threads, precision or "fp32")
     model = read_model(path, target, trust_engine)
     with progress_bar("bench") as bar:
         measurement = target.measure(model, sessions, lambda done, total: bar(done, total, ""))

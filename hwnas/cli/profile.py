@@ -28,6 +28,7 @@ def profile_command(
 ) -> None:
     from hwnas.latency.seams import cost_model
     from hwnas.latency.summary import refused_blocks, refused_networks
+    from hwnas.profiling.anchor import anchor_for
     from hwnas.profiling.device import open_device
     from hwnas.profiling.profiler import ProfilePlan, default_table_path, profile_space
     from hwnas.runtimes.base import RuntimeConfig
@@ -35,7 +36,8 @@ def profile_command(
 
     loaded = load_space(space)
     plan = ProfilePlan(max_minutes=max_minutes, fit_networks=fit_networks, held_out_networks=held_out_networks)
-    with open_device(device, RuntimeConfig(threads, precision), processors(cpus)) as opened:
+    anchor = anchor_for((batch_size, *loaded.input_shape))
+    with open_device(device, RuntimeConfig(threads, precision), processors(cpus), anchor) as opened:
         path = output or default_table_path(opened.environment(batch_size), loaded)
         before = path.read_bytes() if path.is_file() else None
         say(f"Profiling {loaded.name} on {device}, {threads} thread(s), {precision}, into {path}; an interrupted run continues.")

@@ -153,7 +153,7 @@ def table_judge_command(
     from hwnas.profiling.judging import JUDGING, judge_table
 
     target = target_of_table(load_table(file), device)
-    with progress_bar("judge") as bar, open_device(target.device, target.config, target.cpus) as opened:
+    with progress_bar("judge") as bar, open_device(target.device, target.config, target.cpus, target.anchor) as opened:
         found = judge_table(file, opened, networks=networks, seed=seed, keep=keep, progress=bar,
                             plan=replace(JUDGING, min_sessions=sessions, max_sessions=sessions, max_minutes=max_minutes))
     for key, reason in found.refused.items():
@@ -390,6 +390,7 @@ def _difference(found: "TableDifference", same_space: bool) -> list[tuple[str, A
 
 def _foreign_environment(table: "LatencyTable", device: str) -> list[str]:
     """One sentence about what differs between a device and the table's, if anything."""
+    from hwnas.profiling.anchor import anchor_name
     from hwnas.profiling.device import open_device
     from hwnas.profiling.environment import compare_environments
     from hwnas.runtimes.base import RuntimeConfig
@@ -397,7 +398,7 @@ def _foreign_environment(table: "LatencyTable", device: str) -> list[str]:
     there = table.environment
     threads, batch_size = (value if isinstance(value := there.get(key), int) else 1 for key in ("threads", "batch_size"))
     config = RuntimeConfig(threads, str(there.get("precision", "fp32")))
-    with open_device(device, config) as opened:
+    with open_device(device, config, anchor=anchor_name(there.get("anchor"))) as opened:
         here = opened.environment(batch_size)
     found = compare_environments(there, here)
     if there.get("runtime") != here["runtime"]:  # another runtime's settings are always others

@@ -36,6 +36,7 @@ from hwnas.pipeline.constraint import Constraint, latency_constraint
 from hwnas.pipeline.export import export_from_supernet, test_accuracy
 from hwnas.pipeline.measure import Target, load_target, measure_artifact, target_of_table
 from hwnas.pipeline.search import SearchSettings, search_supernet
+from hwnas.profiling.anchor import anchor_for
 from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
 from hwnas.runtimes.base import RuntimeConfig
@@ -166,8 +167,11 @@ def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike
         bar(1, 1, f"{len(dataset.train)} training images, {dataset.num_classes} classes")
     check_dataset(dataset, space.input_shape, space.classes)  # before minutes of measuring
     given, profile = _given_table(config, space), config.profile
-    target = load_target(config.device, profile.threads, profile.precision, profile.batch_size) if given is None else (
-        target_of_table(given, config.device))
+    if given is None:
+        target = load_target(config.device, profile.threads, profile.precision, profile.batch_size)
+        target = target.for_inputs((profile.batch_size, *space.input_shape))
+    else:
+        target = target_of_table(given, config.device)
     with locked(root / "compile", "compilation"):  # which makes the folder: what cannot work has been refused by now
         table = _profiled(config, space, root, stage) if given is None else _as_taught(given, root)
         target = replace(target, anchor_ms=table.anchor_ms)
@@ -378,7 +382,8 @@ def _profiled(config: CompileConfig, space: Space, root: Path, stage: Stage) -> 
     with stage("profile") as bar:
         plan = ProfilePlan(min_sessions=settings.sessions, max_sessions=max(settings.sessions, ProfilePlan.max_sessions),
                            max_minutes=settings.max_minutes)
-        with open_device(config.device, RuntimeConfig(settings.threads, settings.precision)) as device:
+        anchor = anchor_for((settings.batch_size, *space.input_shape))
+        with open_device(config.device, RuntimeConfig(settings.threads, settings.precision), anchor=anchor) as device:
             return profile_space(space, device, root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
 
 

@@ -1,7 +1,7 @@
 """Times a finished model on its target in a table's milliseconds, and certifies that it keeps its budget."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from hwnas.export.manifest import Manifest, load_manifest
 from hwnas.export.verify import verify_loaded
 from hwnas.latency.interchange import IMPORTED
 from hwnas.latency.table import LatencyTable
+from hwnas.profiling.anchor import anchor_for, anchor_name, anchor_sha256
 from hwnas.profiling.device import open_device
 from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.measure import Measurement, measure_model
@@ -38,6 +39,7 @@ class Target:
         cpus: Which processors to use; empty for the last ones.
         anchor_ms: The anchor's latency in the table, which turns ratios into the table's milliseconds; None to use the
             anchor's latency of the measurement itself.
+        anchor: The anchor's name; None for the small one.
     """
 
     device: str
@@ -46,10 +48,18 @@ class Target:
     environment: dict[str, Any]
     cpus: tuple[int, ...] = ()
     anchor_ms: float | None = None
+    anchor: str | None = None
+
+    def for_inputs(self, shape: Sequence[int]) -> "Target":
+        """This target with the anchor for inputs of a shape, batch included."""
+        return self._with_anchor(anchor_for(shape))
+
+    def _with_anchor(self, name: str) -> "Target":
+        return replace(self, anchor=name, environment=self.environment | {"anchor": anchor_sha256(name)})
 
     def measure(self, model: bytes | Program, sessions: int, progress: Callable[[int, int], None] | None = None) -> Measurement:
         """Times ONNX bytes, or a prepared program, over fresh sessions."""
-        with open_device(self.device, self.config, self.cpus) as device:
+        with open_device(self.device, self.config, self.cpus, self.anchor) as device:
             return measure_model(device, model, TimingPlan(), sessions, progress)
 
     def certify(self, model: bytes | Program, budget_ms: float, plan: CertificationPlan,
@@ -63,7 +73,7 @@ class Target:
             progress: Called with (done, total) after each session; the total is the most until the test has decided.
         """
         sessions: list[SessionSamples] = []
-        with open_device(self.device, self.config, self.cpus) as device:
+        with open_device(self.device, self.config, self.cpus, self.anchor) as device:
             for count in range(1, plan.most + 1):
                 sessions += measure_model(device, model, TimingPlan(), sessions=1).sessions
                 found = plan.judge([self.latency_ms(session) for session in sessions], budget_ms)
@@ -115,8 +125,20 @@ def artifact_target(directory: str | os.PathLike[str], device: str | None = None
         UnavailableError: The device cannot be reached, or the runtime is not usable there.
     """
     manifest = load_manifest(directory)
-    return load_target(device or FORMATS[manifest.format].runtime, threads, precision or manifest.precision,
-                       batch_size=manifest.input_shape[0] or 1)
+    target = load_target(device or FORMATS[manifest.format].runtime, threads, precision or manifest.precision,
+                         batch_size=manifest.input_shape[0] or 1)
+    return target.for_inputs((target.batch_size, *manifest.input_shape[1:]))
+
+
+def model_target(path: str | os.PathLike[str], device: str, threads: int = 1, precision: str = "fp32") -> Target:
+    """A device for an ONNX file.
+
+    Raises:
+        InputError: The file cannot be read or is no ONNX, or there is no such runtime or precision.
+        UnavailableError: The device cannot be reached, or the runtime is not usable there.
+    """
+    inputs = read_onnx(Path(path)).inputs
+    return load_target(device, threads, precision).for_inputs(inputs[0].shape if inputs else ())
 
 
 def target_of_table(table: LatencyTable, device: str | None = None) -> Target:
@@ -141,6 +163,8 @@ def target_of_table(table: LatencyTable, device: str | None = None) -> Target:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"A table's environment must name runtime, threads, precision and batch_size, but {error} is missing or "
                          "malformed: profile again.") from None
+    if (anchor := anchor_name(there.get("anchor"))) is not None:  # else the comparison says that it is another
+        target = target._with_anchor(anchor)
     require_same_environment(there, target.environment, "the latency table")
     return replace(target, anchor_ms=table.anchor_ms)
 

@@ -393,6 +393,7 @@ def quantize_network(found: Exportable, target: Target, output: str | os.PathLik
         raise InputError("int8 is calibrated on real images, but a network of random weights was trained on none: give one that "
                          "was trained.")
     space = precision_space(found.space, found.architecture)
+    target = target.for_inputs((target.batch_size, *space.input_shape))
     validation = _first(found.dataset.validation, settings.validation_images)
     root, runtime = Path(output), str(target.environment["runtime"])
     with locked(root / RUN_FILE, "quantisation"):
@@ -405,7 +406,7 @@ def quantize_network(found: Exportable, target: Target, output: str | os.PathLik
             evaluators = {method: evaluator.with_weights(weights) for method, weights in calibrated.items()}
             method, _ = choose_calibration(evaluators, space)
             bar(1, 1, f"by {method}")
-        with stage("profile") as bar, open_device(target.device, target.config, target.cpus) as device:
+        with stage("profile") as bar, open_device(target.device, target.config, target.cpus, target.anchor) as device:
             table = profile_precisions(space, device, root / TABLE_FILE, batch_size=target.batch_size,
                                        plan=replace(PLAN, max_minutes=settings.max_minutes), progress=bar)
         if _missing_changes(space, table):

@@ -172,7 +172,7 @@ class Device:
         where: What to call the machine in messages; empty for this one.
         cpus: Which processors to use, instead of the last ones.
         patience: How long to wait, and how often to try.
-        anchor: Another yardstick than `hwnas.profiling.anchor`'s.
+        anchor: The yardstick; None for the small one of `hwnas.profiling.anchor`.
     """
 
     def __init__(self, runtime: Runtime, config: RuntimeConfig, launch: Launch, where: str = "", cpus: Sequence[int] = (),
@@ -180,7 +180,7 @@ class Device:
         self.runtime, self.config, self.where = runtime, config, where
         self.name = f"{where}/{runtime.name}" if where else runtime.name
         self._launch, self._cpus, self._patience = launch, tuple(cpus), patience or Patience()
-        self._anchor = anchor or _usual_anchor()
+        self._anchor = anchor or load_anchor()
         self._link: Link | None = None
         self._has_measured = False
         self._reached = False
@@ -328,13 +328,14 @@ class Device:
                                    "kept; repeat the command when it is as it was.")
 
 
-def open_device(device: str, config: RuntimeConfig, cpus: Sequence[int] = ()) -> Device:
+def open_device(device: str, config: RuntimeConfig, cpus: Sequence[int] = (), anchor: str | None = None) -> Device:
     """A device by its name: a runtime of this machine, or `ssh://user@host/runtime`.
 
     Args:
         device: The name.
         config: Threads and precision.
         cpus: Which processors to use, instead of the last ones.
+        anchor: The name of the yardstick, of `hwnas.profiling.anchor`; None for the small one.
 
     Raises:
         InputError: There is no such runtime, or the address is malformed.
@@ -343,8 +344,8 @@ def open_device(device: str, config: RuntimeConfig, cpus: Sequence[int] = ()) ->
     if "://" in device:
         from hwnas.profiling.ssh import open_ssh_device
 
-        return open_ssh_device(device, config, cpus)
-    return Device(load_runtime(device), config, launch_here, cpus=cpus)
+        return open_ssh_device(device, config, cpus, anchor=anchor)
+    return Device(load_runtime(device), config, launch_here, cpus=cpus, anchor=load_anchor(anchor))
 
 
 def list_runtimes(launch: Launch, where: str, patience: Patience | None = None) -> dict[str, Availability]:
@@ -427,10 +428,11 @@ def start_agent(command: Sequence[str], opening: bytes = b"", lost: Callable[[in
     return Link(process, Stream(process.stdout.fileno(), process.stdin.fileno()), errors, opening, lost)
 
 
-def _usual_anchor() -> Anchor:
-    from hwnas.profiling.anchor import anchor_model, anchor_sha256  # needs onnx, which not every device has
+def load_anchor(name: str | None = None) -> Anchor:
+    """An anchor by its name; the small one for None."""
+    from hwnas.profiling.anchor import SMALL_ANCHOR, anchor_model, anchor_sha256  # needs onnx, which not every device has
 
-    return Anchor(anchor_model(), anchor_sha256())
+    return Anchor(anchor_model(name or SMALL_ANCHOR), anchor_sha256(name or SMALL_ANCHOR))
 
 
 def _read(read: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T:

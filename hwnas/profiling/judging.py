@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +20,7 @@ from hwnas.files import locked
 from hwnas.ir.grid import Floats
 from hwnas.latency.compare import require_complete
 from hwnas.latency.correlation import rank_correlation
-from hwnas.latency.seams import cost_model
+from hwnas.latency.seams import LatencyModel, cost_model
 from hwnas.latency.table import COVERAGE, LatencyTable, NetworkRecord, SittingRecord, load_table
 from hwnas.profiling.device import Device
 from hwnas.profiling.environment import require_same_environment
@@ -45,10 +46,10 @@ class Judgement:
     sitting: SittingRecord
     refused: dict[str, str]
 
-    @property
+    @cached_property
     def errors(self) -> Floats:
         """Measured over predicted, less one, of each network; (networks,)."""
-        return cost_model(self.table).errors(self.sitting.networks)
+        return self._costs.errors(self.sitting.networks)
 
     @property
     def departure(self) -> float:
@@ -58,12 +59,12 @@ class Judgement:
     @property
     def covered(self) -> int:
         """For how many networks the table's interval held."""
-        return int((np.abs(self.errors) <= cost_model(self.table).held_out.interval).sum())
+        return int((np.abs(self.errors) <= self._costs.held_out.interval).sum())
 
     @property
     def spearman(self) -> float | None:
         """Rank correlation of prediction and measurement; None where it is not defined."""
-        predicted = cost_model(self.table).predicted_ratios(self.sitting.networks)
+        predicted = self._costs.predicted_ratios(self.sitting.networks)
         return rank_correlation(predicted.tolist(), [record.ratio for record in self.sitting.networks])
 
     @property
@@ -73,6 +74,10 @@ class Judgement:
         chance = math.fsum(math.comb(count, held) * COVERAGE**held * (1 - COVERAGE)**(count - held)
                            for held in range(self.covered + 1))
         return chance > _IMPLAUSIBLE
+
+    @cached_property
+    def _costs(self) -> LatencyModel:
+        return cost_model(self.table)
 
 
 def judge_table(path: str | os.PathLike[str], device: Device, *, networks: int = 20, plan: RoundsPlan | None = None,

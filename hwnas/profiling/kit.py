@@ -28,7 +28,7 @@ from hwnas.latency.refusals import network_of
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import LatencyTable
 from hwnas.profiling.agent import SHIPPED as AGENT_FILES
-from hwnas.profiling.anchor import ANCHOR_NAME, anchor_model, anchor_sha256
+from hwnas.profiling.anchor import anchor_for, anchor_model, anchor_name, anchor_sha256
 from hwnas.profiling.environment import CHECKED_KEYS, compare_environments
 from hwnas.profiling.kit_runner import KIT_FILE, PROGRAMS_FOLDER, RESULTS_FILE, SCHEMA, Kit, PackedModel, load_kit, pack_program
 from hwnas.profiling.preparing import prepare_ahead
@@ -195,7 +195,7 @@ class _Builder:
                  seed: int) -> None:
         self._space, self._runtime, self._config = space, runtime, config
         self._batch_size, self._plan, self._seed = batch_size, plan, seed
-        self._anchor = ""
+        self._anchor_name, self._anchor = anchor_for((batch_size, *space.input_shape)), ""
         self._sizes: dict[str, int] = {}
 
     def add_all(self, folder: Path, progress: Progress | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -208,7 +208,7 @@ class _Builder:
         Returns:
             The manifest's workloads, and what the converter refuses, blocks and whole networks.
         """
-        self._anchor = self._add(folder, anchor_model())
+        self._anchor = self._add(folder, anchor_model(self._anchor_name))
         blocks = plan_blocks(self._space, self._batch_size)
         refused = self._convert(blocks, progress)
         networks = min(self._plan.fit_networks + self._plan.held_out_networks, self._space.size)
@@ -247,7 +247,7 @@ class _Builder:
             "journal": {"schema": JOURNAL_SCHEMA, "space_hash": space.hash, "seed": self._seed, "batch_size": self._batch_size},
             "plan": {name: value for name, value in asdict(plan).items() if name != "max_minutes"},
             "sessions": {role: plan.sessions(role) for role in ("entry", "fit", "held_out")},
-            "anchor": {"name": ANCHOR_NAME, "sha256": anchor_sha256(), "program": self._anchor},
+            "anchor": {"name": self._anchor_name, "sha256": anchor_sha256(self._anchor_name), "program": self._anchor},
             "refused": refused, "programs": self._sizes, "workloads": rows, "space_definition": space.to_dict()}
         return content | {"content_sha256": content_sha256(content)}
 
@@ -288,7 +288,7 @@ def _space_of(kit: Kit) -> Space:
     blocks = {workload.key for workload in kit.workloads if workload.role == "entry"}
     blocks |= {key for key in kit.refused if network_of(space, key) is None}
     here = {workload.key for workload in plan_blocks(space, kit.batch_size)}
-    if space.hash != kit.header["space_hash"] or blocks != here or kit.anchor != anchor_sha256():
+    if space.hash != kit.header["space_hash"] or blocks != here or anchor_name(kit.anchor) is None:
         raise InputError(f"A kit is collected by the hwnas that built it, {kit.hwnas_version}, but this one, "
                          f"{hwnas.__version__}, has other blocks or another anchor: use that one, or build the kit again.")
     return space

@@ -28,7 +28,7 @@ from hwnas.latency.sessions import combine_sessions
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, LatencyTable, NetworkRecord, SittingRecord, load_table
 from hwnas.lower.onnx import to_onnx
-from hwnas.profiling.anchor import ANCHOR_NAME, anchor_sha256
+from hwnas.profiling.anchor import anchor_name
 from hwnas.profiling.device import Device
 from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.rounds import (
@@ -397,7 +397,9 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
     every = [session for sessions in measured.values() for session in sessions]
     if not every:
         raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")
-    anchor = AnchorRecord(name=ANCHOR_NAME, sha256=anchor_sha256(), sessions_ms=tuple(session.anchor_ms for session in every),
+    identity = str(environment["anchor"])
+    anchor = AnchorRecord(name=anchor_name(identity) or "unknown", sha256=identity,
+                          sessions_ms=tuple(session.anchor_ms for session in every),
                           clocks_mhz=tuple(clock for session in every for clock in session.clocks_mhz))
     missing = sum(max(0, count - len(measured.get(key, ()))) for key, count in least.items() if key not in refused)
     spent_s = preparing_s + sum(session.total_s for session in every)

@@ -17,7 +17,7 @@ from hwnas.errors import InputError
 from hwnas.files import locked, read_json, write_atomic
 from hwnas.latency.sessions import combine_sessions
 from hwnas.lower.onnx import to_onnx
-from hwnas.profiling.anchor import ANCHOR_NAME
+from hwnas.profiling.anchor import anchor_name
 from hwnas.profiling.device import Device
 from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.rounds import (
@@ -97,7 +97,8 @@ class Ranking:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        anchor = {"name": ANCHOR_NAME, "sha256": self.environment["anchor"], "latency_ms": self.anchor_ms}
+        identity = self.environment["anchor"]
+        anchor = {"name": anchor_name(identity), "sha256": identity, "latency_ms": self.anchor_ms}
         return {"schema": SCHEMA, "environment": dict(self.environment), "anchor": anchor,
                 "networks": [asdict(network) for network in self.networks], "unfinished": list(self.unfinished),
                 "refused": dict(self.refused)}

@@ -17,7 +17,7 @@ from pathlib import Path
 import hwnas
 from hwnas.errors import InputError
 from hwnas.profiling.agent import SHIPPED
-from hwnas.profiling.device import Device, Launch, Link, Patience, list_runtimes, start_agent
+from hwnas.profiling.device import Device, Launch, Link, Patience, list_runtimes, load_anchor, start_agent
 from hwnas.profiling.guard import PREFIX
 from hwnas.profiling.protocol import GREETING
 from hwnas.runtimes import load_converter
@@ -65,7 +65,7 @@ _COMMAND = "import sys; sys.path[:] = filter(None, sys.path); import base64; exe
 
 
 def open_ssh_device(address: str, config: RuntimeConfig, cpus: Sequence[int] = (), options: Sequence[str] = (),
-                    patience: Patience | None = None) -> Device:
+                    patience: Patience | None = None, anchor: str | None = None) -> Device:
     """A device on another machine.
 
     Args:
@@ -74,6 +74,7 @@ def open_ssh_device(address: str, config: RuntimeConfig, cpus: Sequence[int] = (
         cpus: Which processors to use, instead of the last ones.
         options: Options for ssh, which take precedence; those of the environment variable HWNAS_SSH_OPTIONS follow.
         patience: How long to wait, and how often to try.
+        anchor: As of `hwnas.profiling.device.open_device`.
 
     Raises:
         InputError: The address or the environment variable is malformed, or there is no such runtime.
@@ -84,7 +85,7 @@ def open_ssh_device(address: str, config: RuntimeConfig, cpus: Sequence[int] = (
         raise InputError(f"A remote device is ssh://user@host/runtime, with ?python=COMMAND if need be, but got {address!r}: "
                          "write it so, and what is special about the host into ~/.ssh/config.")
     runtime = load_converter(parts["runtime"])
-    return Device(runtime, config, _launcher(parts, options), parts[1], cpus, patience)
+    return Device(runtime, config, _launcher(parts, options), parts[1], cpus, patience, load_anchor(anchor))
 
 
 def list_ssh_runtimes(machine: str, options: Sequence[str] = (), patience: Patience | None = None) -> dict[str, Availability]:

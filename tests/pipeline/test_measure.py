@@ -12,7 +12,8 @@ from hwnas.export.manifest import load_manifest
 from hwnas.export.verify import verify_artifact
 from hwnas.latency.table import AnchorRecord, LatencyTable
 from hwnas.pipeline.export import export_random
-from hwnas.pipeline.measure import load_target, measure_artifact, read_model, target_of_table
+from hwnas.pipeline.measure import load_target, measure_artifact, model_target, read_model, target_of_table
+from hwnas.profiling.anchor import ANCHORS, LARGE_ANCHOR, SMALL_ANCHOR, anchor_model, anchor_sha256
 from hwnas.profiling.measure import Measurement
 from hwnas.profiling.session import SessionSamples
 from tests.pipeline.samples import make_space, make_table
@@ -50,6 +51,31 @@ def test_a_tables_milliseconds_are_ratios_times_its_anchor():
 def test_without_a_table_the_anchor_of_the_measurement_counts():
     figures = load_target("onnxruntime-cpu").milliseconds(MEASUREMENT)
     assert figures["latency_ms"] == pytest.approx(2.0 * 0.5)
+
+
+@pytest.mark.parametrize("name", ANCHORS)
+def test_a_table_is_met_with_its_own_anchor(name):
+    target = target_of_table(table_of_this_machine(anchor=anchor_sha256(name)))
+    assert target.environment["anchor"] == anchor_sha256(name)
+    assert 0.5 < target.measure(anchor_model(name), 1).ratio < 2  # of the other it would be less than 1/10, or more than 10
+
+
+@pytest.mark.parametrize("name", ANCHORS)
+def test_a_file_is_timed_with_the_anchor_for_its_input(name, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(anchor_model(name))
+    target = model_target(path, "onnxruntime-cpu")
+    assert (target.anchor, target.environment["anchor"]) == (name, anchor_sha256(name))
+    with pytest.raises(InputError, match="missing"):
+        model_target(tmp_path / "missing.onnx", "onnxruntime-cpu")
+
+
+def test_inputs_choose_the_anchor():
+    target = load_target("onnxruntime-cpu")
+    assert target.environment["anchor"] == anchor_sha256(SMALL_ANCHOR) != anchor_sha256(LARGE_ANCHOR)
+    large = target.for_inputs((1, 3, 224, 224))
+    assert large.environment == target.environment | {"anchor": anchor_sha256(LARGE_ANCHOR)}
+    assert large.for_inputs((1, 3, 32, 32)).environment == target.environment
 
 
 @pytest.mark.parametrize("key", ["device", "runtime_version", "anchor", "setting.execution_mode", "architecture"])

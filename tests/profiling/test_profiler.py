@@ -175,6 +175,16 @@ def test_a_round_takes_everything_in_random_order(two_rounds):
     assert first != [workload.key for workload in plan_workloads(SPACE, PLAN, 1, 0)]
 
 
+def test_networks_with_few_sessions_have_them_in_all_rounds(tmp_path):
+    """Rounds differ, so that a fit on the first ones would miss what is judged over all."""
+    plan = replace(PLAN, fit_networks=5, held_out_networks=3, fit_sessions=2, held_out_sessions=5, max_sessions=5)
+    table, told = profile(tmp_path / "table.json", plan=replace(plan, target_relative_ci=math.inf))
+    roles = {key_of(record.choices): record.role for record in table.networks}
+    rounds = [[roles[key] for key in told.keys[start:start + 5]] for start in range(BLOCKS, len(told), 5)]
+    assert [sorted(found) for found in rounds] == 5 * [2 * ["fit"] + 3 * ["held_out"]]
+    assert [(done, total) for done, total, _ in told] == [(index + 1, BLOCKS + 25) for index in range(BLOCKS + 25)]
+
+
 def test_models_have_the_batch_size():
     for workload in plan_workloads(SPACE, PLAN, 3, 0):
         model = onnx.load_from_string(workload.model())

@@ -1,0 +1,71 @@
+"""Which yardstick a space is profiled with, and that all that follows keeps to it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hwnas.latency.table import load_table
+from hwnas.profiling.anchor import LARGE_ANCHOR, SMALL_ANCHOR, anchor_sha256
+from hwnas.profiling.device import open_device
+from hwnas.profiling.kit import build_kit
+from hwnas.profiling.profiler import profile_space
+from hwnas.runtimes.base import RuntimeConfig
+from hwnas.spaces.load import load_space
+from tests.cli.command import hwnas
+from tests.cli.conftest import DEVICE, QUICK
+
+LARGE = """
+name: large
+input_shape: [3, 128, 128]
+layers:
+  - {name: only, options: {k1: {kind: conv, out_channels: 4, kernel: 1, stride: 4}, k3: {kind: conv, out_channels: 4, stride: 4}}}
+  - {name: head, block: {kind: head, classes: 3}}
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.yaml"
+    path.write_text(LARGE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def profiled(large):
+    path = large.with_name("table.json")
+    with open_device(DEVICE, RuntimeConfig(), anchor=LARGE_ANCHOR) as device:
+        profile_space(load_space(str(large)), device, path, plan=QUICK)
+    return path
+
+
+def test_the_input_chooses_the_anchor(large, atom, tmp_path):
+    for space, name in ((large, LARGE_ANCHOR), (atom, SMALL_ANCHOR)):
+        path = tmp_path / "table.json"
+        done = hwnas("profile", "--device", DEVICE, "--space", space, "--output", path, "--max-minutes", 0.02, "--restart")
+        assert done.code == 0, done.err
+        found = load_table(path)
+        assert (found.anchor.name, found.anchor.sha256) == (name, anchor_sha256(name))
+        assert found.environment["anchor"] == found.anchor.sha256
+
+
+def test_what_a_table_is_used_for_keeps_to_its_anchor(large, profiled, tmp_path):
+    again = hwnas("profile", "--device", DEVICE, "--space", large, "--output", profiled)
+    assert again.code == 0 and "complete already" in again.err
+    checked = hwnas("table", "check", profiled, "--device", DEVICE, "--json")
+    assert checked.code == 0 and not any("environment" in warning for warning in checked.json["warnings"])
+    exported = hwnas("export", "--space", large, "--random", 1, "--table", profiled, "--sessions", 1, "--json",
+                     "--output", tmp_path / "out")
+    assert exported.code == 0, exported.err
+    timed = hwnas("bench", tmp_path / "out", "--sessions", 1, "--json")
+    assert timed.code == 0, timed.err
+    for environment in (exported.json["measurement"]["environment"], timed.json["environment"]):
+        assert environment["anchor"] == anchor_sha256(LARGE_ANCHOR)
+    judged = hwnas("table", "judge", profiled, "--networks", 1, "--sessions", 1, "--json")
+    assert judged.code in (0, 4) and judged.json["anchor_ms"] > 0, judged.err
+
+
+def test_a_kit_brings_the_anchor_along(large, tmp_path):
+    build_kit(load_space(str(large)), DEVICE, tmp_path / "kit", plan=replace(QUICK, max_anchor_change=1e9))
+    anchor = json.loads((tmp_path / "kit" / "kit.json").read_text())["anchor"]
+    assert (anchor["name"], anchor["sha256"]) == (LARGE_ANCHOR, anchor_sha256(LARGE_ANCHOR))
