@@ -116,7 +116,7 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
                        for name, prediction in predicted.items()},
            "corrected_from": {str(count): judge(networks, held_out, predict(SCHEMES[DEFAULT], networks, shuffled(fit)[:count]))[
                "mean_error"] for count in LEARNING if count <= len(fit)},
-           "noise": noise(networks, fit, held_out, predicted[DEFAULT]),
+           "noise": noise(networks, held_out, predicted[DEFAULT]),
            "misses": misses(table, networks, held_out, predicted[DEFAULT])}
     return row
 
@@ -219,24 +219,34 @@ def session_scatter(sessions: Sequence[Floats]) -> float | None:
     return float(np.median(scatter)) if scatter else None
 
 
-def noise(networks: Networks, fit: Rows, held_out: Rows, predicted: Floats) -> dict[str, float | None]:
+def noise(networks: Networks, held_out: Rows, predicted: Floats) -> dict[str, float | None]:
     """How much of the error on networks that judge is their own scatter, by resampling their sessions.
 
     Returns:
         `scatter` from session to session; `error`, the mean one that it makes of a median; `error_share` of the mean square
-        error; `within_2_percent`, how many of these medians are near the true one; and `drift`, how much slower the networks
-        that judge were in the sessions that the others had too than they were in all.
+        error; `within_2_percent`, how many of these medians are near the true one; and `between_rounds`, see there.
     """
     resampled = [np.median(np.random.default_rng(0).choice(networks.sessions[row], (400, len(networks.sessions[row]))), axis=1)
                  / np.median(networks.sessions[row]) - 1 for row in held_out]
     errors = measured_ratios(networks, held_out) / predicted[held_out] - 1
-    early = min(len(networks.sessions[row]) for row in fit)
     return {"scatter": session_scatter([networks.sessions[row] for row in held_out]),
             "error": float(np.mean(np.abs(resampled))),
             "error_share": min(float(np.mean(np.square(resampled)) / np.mean(errors**2)), 1.0),
             "within_2_percent": float(np.mean(np.abs(resampled) <= 0.02)),
-            "drift": float(np.mean([np.mean(networks.sessions[row][:early]) / np.median(networks.sessions[row]) - 1
-                                    for row in held_out]))}
+            "between_rounds": between_rounds([networks.sessions[row] for row in held_out])}
+
+
+def between_rounds(sessions: Sequence[Floats]) -> float | None:
+    """Standard deviation between rounds of all networks together, which no number of networks averages away.
+
+    Args:
+        sessions: Ratios in the order in which they were measured, one array for each network, one session of it a round.
+    """
+    count = min(len(one) for one in sessions)
+    if count < 2:
+        return None
+    logs = np.log([one[:count] for one in sessions])
+    return float((logs - logs.mean(axis=1, keepdims=True)).mean(axis=0).std(ddof=1))
 
 
 def misses(table: LatencyTable, networks: Networks, rows: Rows, predicted: Floats, count: int = 5) -> list[dict[str, Any]]:
@@ -257,15 +267,15 @@ def goal(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The figures of the default scheme, one line for every table, as docs/latency.md shows them."""
-    columns = ("runtime", "space", "goal", "mean error", "scatter", "largest", "within 2 %", "within 5 %", "Spearman", "interval",
-               "coverage", "minutes", "timing", "blocks a minute")
+    columns = ("runtime", "space", "goal", "mean error", "scatter", "rounds", "largest", "within 2 %", "within 5 %", "Spearman",
+               "interval", "coverage", "minutes", "timing", "blocks a minute")
     lines = []
     for row in rows:
         found = row["schemes"][DEFAULT]
         missed = [GOAL[part][0] for part, part_found in row["goal"].items() if not part_found["met"]]
         lines.append((row["runtime"], row["space"], "met" if not missed else f"missed: {', '.join(missed)}",
                       f"{100 * found['mean_error']:.1f} %", f"{100 * row['noise']['error_share']:.0f} %",
-                      f"{100 * found['max_error']:.1f} %",
+                      say_share(row["noise"]["between_rounds"]), f"{100 * found['max_error']:.1f} %",
                       *(f"{100 * found[f'within_{percent}_percent']:.0f} %" for percent in (2, 5)),
                       f"{found['spearman']:.3f}", f"± {100 * row['interval']:.1f} %", say_coverage(row["hours"]),
                       *(["unknown"] * 3 if row["effort"] is None else [
@@ -364,8 +374,8 @@ def diagnostics(row: dict[str, Any]) -> Iterator[str]:
     found = row["noise"]
     yield (f"networks that judge scatter by {say_share(found['scatter'])} between sessions, which alone makes an error of "
            f"{100 * found['error']:.1f} % ({100 * found['error_share']:.0f} % of the mean square) and leaves "
-           f"{100 * found['within_2_percent']:.0f} % within 2 %; in the sessions that the fit has too they were "
-           f"{100 * found['drift']:+.1f} % off")
+           f"{100 * found['within_2_percent']:.0f} % within 2 %; rounds of all of them differ by "
+           f"{say_share(found['between_rounds'])}")
     for miss in row["misses"]:
         sessions = " ".join(f"{ratio:.3f}" for ratio in miss["sessions"])
         yield f"{100 * miss['error']:+.1f} %: predicted {miss['predicted']:.3f}, measured {sessions}: {miss['network']}"

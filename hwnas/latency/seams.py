@@ -140,7 +140,7 @@ class SeamTable:
         """Error on networks that the fit has not seen."""
         records = self.table.judging_networks
         return judge(self.predicted_ratios(records), measured_ratios(records),
-                     [self.errors(networks) for networks in self.table.judging_sittings])
+                     [self.errors(networks) for networks in self.table.judging_sittings], self.table.has_large_inputs)
 
     def errors(self, records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
         """Measured over predicted, less one, of each network."""

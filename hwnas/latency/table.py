@@ -38,11 +38,12 @@ COVERAGE = 0.95
 
 # A machine has ratios of its own for hours, which the networks of one hour share and cannot show. What another hour adds to a
 # prediction's error varies from table to table: its variance is taken for inverse chi-squared with such a scale and so many
-# degrees of freedom, to which each sitting in another hour adds one. A network of many times the anchor's size no longer finds
-# its weights in a processor's own caches; what it shares with its neighbours differs more between hours. The scales are those of
-# most committed tables: 'tools/bench_latency_prediction.py' prints what the hours of each have added.
+# degrees of freedom, to which each sitting in another hour adds one. A network on large images, or of many times the anchor's
+# size, does not find all it needs in a processor's own caches; what it shares with its neighbours differs more between hours. The
+# scales are those of most committed tables: 'tools/bench_latency_prediction.py' prints what the hours of each have added.
 _TYPICAL_HOUR_SCALE, _TYPICAL_HOUR_SCALE_IF_LARGE = 0.0043, 0.015
 _LARGE = 10.0  # times the anchor's latency
+LARGE_INPUT = 3 * 128 * 128  # values that go into one call
 _TYPICAL_DEGREES = 4
 
 
@@ -281,7 +282,14 @@ class LatencyTable:
     def held_out(self) -> HeldOut:
         """Error on networks that the calibration has not seen."""
         return judge(self.predicted_ratios(self.judging_networks), measured_ratios(self.judging_networks),
-                     [self.errors(networks) for networks in self.judging_sittings])
+                     [self.errors(networks) for networks in self.judging_sittings], self.has_large_inputs)
+
+    @property
+    def has_large_inputs(self) -> bool:
+        """Whether a call takes large images, or many."""
+        batch_size = self.environment.get("batch_size", 1)
+        images = batch_size if isinstance(batch_size, int) else 1
+        return images * math.prod(self.search_space.input_shape) >= LARGE_INPUT
 
     def errors(self, records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
         """Measured over predicted, less one, of each network."""
@@ -516,16 +524,17 @@ def measured_ratios(records: Sequence[NetworkRecord]) -> NDArray[np.float64]:
 
 
 def judge(predicted: NDArray[np.float64], measured: NDArray[np.float64],
-          later: Sequence[NDArray[np.float64]] = ()) -> HeldOut:
+          later: Sequence[NDArray[np.float64]] = (), has_large_inputs: bool = False) -> HeldOut:
     """How far predictions are off networks that no fit has seen, and how far they may be off another one in another hour.
 
     Args:
         predicted: Of the networks that were measured with the table, to the anchor; (N,).
         measured: The same; (N,).
         later: Relative errors of the networks of every other hour.
+        has_large_inputs: Whether more is to be expected of another hour, as of networks of many times the anchor's latency.
     """
     errors = measured / predicted - 1
-    is_large = bool(measured.size) and float(np.median(measured)) > _LARGE
+    is_large = has_large_inputs or (bool(measured.size) and float(np.median(measured)) > _LARGE)
     other_hour = other_hour_interval(errors, later, _TYPICAL_HOUR_SCALE_IF_LARGE if is_large else _TYPICAL_HOUR_SCALE)
     if not measured.size:
         return HeldOut(0, 0.0, 0.0, 0.0, 0.0, _UNKNOWN_INTERVAL, _UNKNOWN_INTERVAL, other_hour, len(later))

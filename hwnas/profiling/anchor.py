@@ -14,11 +14,11 @@ from functools import cache
 from hwnas.ir.blocks import Head, MBConv, Stem
 from hwnas.ir.network import Network, build_network
 from hwnas.ir.shape import TensorShape
+from hwnas.latency.table import LARGE_INPUT
 from hwnas.lower.onnx import to_onnx
 
 SMALL_ANCHOR = "mobile-64/1"
 LARGE_ANCHOR = "mobile-224/1"
-_LARGE_VALUES = 3 * 128 * 128  # that go into one call
 
 
 def _mobile_64() -> Network:
@@ -49,7 +49,7 @@ ANCHORS: Mapping[str, Callable[[], Network]] = {SMALL_ANCHOR: _mobile_64, LARGE_
 
 def anchor_for(input_shape: Sequence[int]) -> str:
     """The name of the anchor for models whose input has that shape, batch included."""
-    return LARGE_ANCHOR if math.prod(input_shape) >= _LARGE_VALUES else SMALL_ANCHOR
+    return LARGE_ANCHOR if math.prod(input_shape) >= LARGE_INPUT else SMALL_ANCHOR
 
 
 @cache

@@ -27,6 +27,19 @@ def test_the_default_scheme_is_the_table_s_own_prediction():
         assert len(text.splitlines()) == 3 and len({line.count("|") for line in text.splitlines()}) == 1
 
 
+def test_what_rounds_have_in_common_is_told_from_what_networks_scatter_by():
+    generator = np.random.default_rng(0)
+    rounds = np.array([-0.03, 0.0, 0.01, 0.03, 0.02])
+    sizes = generator.uniform(1, 50, 200)
+    alike = [size * np.exp(rounds) for size in sizes]
+    assert np.isclose(bench.between_rounds(alike), np.std(rounds, ddof=1))
+    scattered = [size * np.exp(rounds + generator.normal(0, 0.02, 5)) for size in sizes]
+    assert np.isclose(bench.between_rounds(scattered), np.std(rounds, ddof=1), rtol=0.15)
+    unlike = [size * np.exp(generator.normal(0, 0.02, 5 + index % 2)) for index, size in enumerate(sizes)]
+    assert bench.between_rounds(unlike) < 0.004
+    assert bench.between_rounds([np.array([1.0]), np.array([2.0, 2.1])]) is None
+
+
 def _sitting(table, *errors):
     """A sitting whose networks are so far off the table's predictions."""
     records = table.judging_networks[:len(errors)]
