@@ -137,8 +137,9 @@ def model_target(path: str | os.PathLike[str], device: str, threads: int = 1, pr
         InputError: The file cannot be read or is no ONNX, or there is no such runtime or precision.
         UnavailableError: The device cannot be reached, or the runtime is not usable there.
     """
+    target = load_target(device, threads, precision)
     inputs = read_onnx(Path(path)).inputs
-    return load_target(device, threads, precision).for_inputs(inputs[0].shape if inputs else ())
+    return target.for_inputs(inputs[0].shape if inputs else ())
 
 
 def target_of_table(table: LatencyTable, device: str | None = None) -> Target:
