@@ -37,7 +37,7 @@ from hwnas.files import read_json, write_json
 from hwnas.latency.summary import refused_blocks
 from hwnas.latency.table import LatencyTable, conformal_interval, load_table
 from hwnas.lower.onnx import to_onnx
-from hwnas.profiling.anchor import anchor_for
+from hwnas.profiling.anchor import ANCHORS, anchor_for
 from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
 from hwnas.profiling.rounds import RoundsPlan, measure_rounds, measurement_folder, open_journal, without_disturbed
@@ -66,11 +66,11 @@ GOAL: dict[str, tuple[str, str, Callable[[float], bool]]] = {
 """What a table is to reach, by figure: its name, what is wanted of it, and whether a value is that."""
 
 
-def profile(runtime: str, space: str, folder: Path, plan: ProfilePlan, hosts: bool,
+def profile(runtime: str, space: str, folder: Path, plan: ProfilePlan, anchor: str | None, hosts: bool,
             progress: Progress) -> tuple[LatencyTable, dict[str, Any] | None]:
     """The table, and with `hosts` what blocks cost in hosts."""
     loaded = load_space(space)
-    with open_device(runtime, RuntimeConfig(threads=1), anchor=anchor_for(loaded.input_shape)) as device:
+    with open_device(runtime, RuntimeConfig(threads=1), anchor=anchor or anchor_for(loaded.input_shape)) as device:
         environment = device.environment(1)
         path = folder / measurement_folder(environment) / f"{space}.json"
 
@@ -397,6 +397,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime-cpu", "openvino-cpu"])
     parser.add_argument("--spaces", nargs="+", default=["mobile-cpu"])
     parser.add_argument("--tables", nargs="+", type=Path, help="judge these files instead; nothing is measured")
+    parser.add_argument("--anchor", choices=tuple(ANCHORS), help="another one than the space's; give it a --folder of its own")
     parser.add_argument("--folder", type=Path, default=Path("runs/latency-prediction"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--hosts", action="store_true", help="also measure every block in a host, in as many minutes at most")
@@ -419,7 +420,7 @@ def main() -> None:
             tables = [load_table(path) for path in arguments.tables]
             found = [(table, known.get((table.environment["runtime"], table.space))) for table in tables]
         else:
-            found = [profile(runtime, space, arguments.folder, plan, arguments.hosts, progress)
+            found = [profile(runtime, space, arguments.folder, plan, arguments.anchor, arguments.hosts, progress)
                      for runtime in arguments.runtimes for space in arguments.spaces]
     rows = []
     for table, hosts in found:

@@ -48,7 +48,6 @@ from hwnas.latency.table import LatencyTable, NetworkRecord, load_table
 from hwnas.lower.weights import random_weights
 from hwnas.pipeline.compile import next_constraint
 from hwnas.pipeline.measure import Target, read_model, target_of_table
-from hwnas.profiling.device import open_device
 from hwnas.profiling.rounds import Measured, RoundsPlan, measure_rounds, open_journal, read_preparing_s
 
 SCHEMA, JOURNAL_SCHEMA = "hwnas.promise/1", "hwnas.promise-journal/1"
@@ -232,7 +231,7 @@ class Bench:
 
     def _measure(self, models: Mapping[str, bytes], measured: Measured, journal: str, sessions: Mapping[str, int],
                  bar: Bar) -> None:
-        with open_device(self.target.device, self.target.config, self.target.cpus, self.target.anchor) as device:
+        with self.target.open() as device:
             measure_rounds({name: partial(bytes, model) for name, model in models.items()}, measured, self._journal(journal),
                            device, SESSIONS, sessions={name: (count, count) for name, count in sessions.items()}, seed=self.seed,
                            progress=bar)

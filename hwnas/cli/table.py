@@ -149,11 +149,10 @@ def table_judge_command(
     from hwnas.latency.seams import cost_model
     from hwnas.latency.table import load_table
     from hwnas.pipeline.measure import target_of_table
-    from hwnas.profiling.device import open_device
     from hwnas.profiling.judging import JUDGING, judge_table
 
     target = target_of_table(load_table(file), device)
-    with progress_bar("judge") as bar, open_device(target.device, target.config, target.cpus, target.anchor) as opened:
+    with progress_bar("judge") as bar, target.open() as opened:
         found = judge_table(file, opened, networks=networks, seed=seed, keep=keep, progress=bar,
                             plan=replace(JUDGING, min_sessions=sessions, max_sessions=sessions, max_minutes=max_minutes))
     for key, reason in found.refused.items():

@@ -36,10 +36,7 @@ from hwnas.pipeline.constraint import Constraint, latency_constraint
 from hwnas.pipeline.export import export_from_supernet, test_accuracy
 from hwnas.pipeline.measure import Target, load_target, measure_artifact, target_of_table
 from hwnas.pipeline.search import SearchSettings, search_supernet
-from hwnas.profiling.anchor import anchor_for
-from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
-from hwnas.runtimes.base import RuntimeConfig
 from hwnas.search.evolution import EvolutionConfig
 from hwnas.supernet.config import TrainConfig
 from hwnas.supernet.evaluate import check_dataset
@@ -173,7 +170,7 @@ def compile_space(config: CompileConfig, space: Space, output: str | os.PathLike
     else:
         target = target_of_table(given, config.device)
     with locked(root / "compile", "compilation"):  # which makes the folder: what cannot work has been refused by now
-        table = _profiled(config, space, root, stage) if given is None else _as_taught(given, root)
+        table = _profiled(config, space, root, stage, target) if given is None else _as_taught(given, root)
         target = replace(target, anchor_ms=table.anchor_ms)
         budget_ms = _budget_ms(config, table)
         latency_constraint(cost_model(table), budget_ms)  # an impossible budget ends here, before anything is trained
@@ -376,14 +373,13 @@ def _as_taught(given: LatencyTable, root: Path) -> LatencyTable:
     return given
 
 
-def _profiled(config: CompileConfig, space: Space, root: Path, stage: Stage) -> LatencyTable:
+def _profiled(config: CompileConfig, space: Space, root: Path, stage: Stage, target: Target) -> LatencyTable:
     """A measured table."""
     settings = config.profile
     with stage("profile") as bar:
         plan = ProfilePlan(min_sessions=settings.sessions, max_sessions=max(settings.sessions, ProfilePlan.max_sessions),
                            max_minutes=settings.max_minutes)
-        anchor = anchor_for((settings.batch_size, *space.input_shape))
-        with open_device(config.device, RuntimeConfig(settings.threads, settings.precision), anchor=anchor) as device:
+        with target.open() as device:
             return profile_space(space, device, root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
 
 

@@ -18,7 +18,7 @@ from hwnas.export.verify import verify_loaded
 from hwnas.latency.interchange import IMPORTED
 from hwnas.latency.table import LatencyTable
 from hwnas.profiling.anchor import anchor_for, anchor_name, anchor_sha256
-from hwnas.profiling.device import open_device
+from hwnas.profiling.device import Device, open_device
 from hwnas.profiling.environment import require_same_environment
 from hwnas.profiling.measure import Measurement, measure_model
 from hwnas.profiling.session import SessionSamples
@@ -50,6 +50,10 @@ class Target:
     anchor_ms: float | None = None
     anchor: str | None = None
 
+    def open(self) -> Device:
+        """The device itself, to measure on."""
+        return open_device(self.device, self.config, self.cpus, self.anchor)
+
     def for_inputs(self, shape: Sequence[int]) -> "Target":
         """This target with the anchor for inputs of a shape, batch included."""
         return self._with_anchor(anchor_for(shape))
@@ -59,7 +63,7 @@ class Target:
 
     def measure(self, model: bytes | Program, sessions: int, progress: Callable[[int, int], None] | None = None) -> Measurement:
         """Times ONNX bytes, or a prepared program, over fresh sessions."""
-        with open_device(self.device, self.config, self.cpus, self.anchor) as device:
+        with self.open() as device:
             return measure_model(device, model, TimingPlan(), sessions, progress)
 
     def certify(self, model: bytes | Program, budget_ms: float, plan: CertificationPlan,
@@ -73,7 +77,7 @@ class Target:
             progress: Called with (done, total) after each session; the total is the most until the test has decided.
         """
         sessions: list[SessionSamples] = []
-        with open_device(self.device, self.config, self.cpus, self.anchor) as device:
+        with self.open() as device:
             for count in range(1, plan.most + 1):
                 sessions += measure_model(device, model, TimingPlan(), sessions=1).sessions
                 found = plan.judge([self.latency_ms(session) for session in sessions], budget_ms)

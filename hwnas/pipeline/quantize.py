@@ -54,7 +54,7 @@ from hwnas.pipeline.precision import (
     uniform_precision,
     weights_of,
 )
-from hwnas.profiling.device import Device, open_device
+from hwnas.profiling.device import Device
 from hwnas.profiling.profiler import ProfilePlan, profile_space
 from hwnas.profiling.rounds import Measured, Progress, RoundsPlan, discard, measure_rounds, open_journal
 from hwnas.search.result import Candidate
@@ -406,7 +406,7 @@ def quantize_network(found: Exportable, target: Target, output: str | os.PathLik
             evaluators = {method: evaluator.with_weights(weights) for method, weights in calibrated.items()}
             method, _ = choose_calibration(evaluators, space)
             bar(1, 1, f"by {method}")
-        with stage("profile") as bar, open_device(target.device, target.config, target.cpus, target.anchor) as device:
+        with stage("profile") as bar, target.open() as device:
             table = profile_precisions(space, device, root / TABLE_FILE, batch_size=target.batch_size,
                                        plan=replace(PLAN, max_minutes=settings.max_minutes), progress=bar)
         if _missing_changes(space, table):

@@ -268,7 +268,7 @@ def machine_fault(runtime: Runtime, error: Exception) -> MachineFaultError | Non
     if not isinstance(error, MemoryError | ImportError) and not _SHORT_OF_MEMORY.search(str(error)):
         return None
     return MachineFaultError(f"{runtime.name} lacks memory or a package where it runs ({described(error)}): free some memory, "
-                            "or reinstall it.")
+                             "or reinstall it.")
 
 
 def compile_refusal(runtime: Runtime, error: Exception) -> HwnasError:
