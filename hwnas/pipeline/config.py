@@ -36,7 +36,7 @@ class ProfileSection(_Section):
     threads: int = Field(1, ge=1)
     precision: str = "fp32"
     batch_size: int = Field(1, ge=1)
-    sessions: int = Field(3, ge=1, le=50)
+    sessions: int = Field(2, ge=1, le=50)
     max_minutes: float = Field(30.0, gt=0)
     table: Path | None = None  # use this table instead of measuring
 

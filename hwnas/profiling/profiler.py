@@ -24,7 +24,7 @@ from hwnas.ir.costs import MacsCost
 from hwnas.ir.steps import Edge, Space, Step
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.refusals import network_key, network_of
-from hwnas.latency.sessions import combine_sessions
+from hwnas.latency.sessions import NOISY_RELATIVE_CI, combine_sessions
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
 from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, LatencyTable, NetworkRecord, SittingRecord, load_table
 from hwnas.lower.onnx import to_onnx
@@ -56,6 +56,9 @@ _NetworkRole = Literal["fit", "held_out"]
 class ProfilePlan(RoundsPlan):
     """How much is measured: rounds of every block and network, and how many networks.
 
+    A block is a small part of a network, the errors of its parts average out, and whole networks calibrate them: so of a block
+    that is not noisy two sessions are as good as six, and the time is better spent on networks.
+
     Attributes:
         fit_networks: Whole networks that calibrate.
         held_out_networks: Whole networks that judge; 19 is the least from which a 95 % interval can be had.
@@ -68,6 +71,8 @@ class ProfilePlan(RoundsPlan):
         InputError: A value is out of range.
     """
 
+    min_sessions: int = 2
+    target_relative_ci: float = NOISY_RELATIVE_CI
     fit_networks: int = 48
     held_out_networks: int = 24
     fit_sessions: int | None = 2
