@@ -17,7 +17,6 @@ nothing else may compute meanwhile.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +46,6 @@ from hwnas.profiling.rounds import (
 )
 from hwnas.runtimes import RuntimeConfig
 from hwnas.spaces.load import load_space
-
-sys.path.append(str(Path(__file__).parent))  # tools are scripts; tests load this one by its path
-from schemes import measured_parts
 
 SCHEMA, JOURNAL_SCHEMA = "hwnas.context/1", "hwnas.context-journal/1"
 CALL = "call"
@@ -111,7 +107,7 @@ def spread_parts(space: Space, most: int = MOST_BLOCKS) -> list[Part]:
         InputError: No block keeps its shape.
     """
     by_shape: dict[TensorShape, list[Part]] = {}
-    for part in measured_parts(space):
+    for part in space.measured_parts.values():
         if part.network.output_shape == part.input_shape and part.network.output not in part.network.vectors:
             by_shape.setdefault(part.input_shape, []).append(part)
     if not by_shape:

@@ -71,7 +71,7 @@ def read_networks(table: LatencyTable) -> Networks:
     space, records = table.search_space, table.usable_networks
     paths = [[part for edge in space.path(space.architecture(record.choices)) for part in edge.parts if not part.block.is_free]
              for record in records]
-    parts = {part.workload: part for part in measured_parts(space) if part.workload in table.entries}
+    parts = {workload: part for workload, part in space.measured_parts.items() if workload in table.entries}
     pairs = [list(pairwise(path)) for path in paths]
     return Networks(
         records, tuple(parts), np.array([table.entries[workload].ratio for workload in parts]),
@@ -80,12 +80,6 @@ def read_networks(table: LatencyTable) -> Networks:
         _count([[(_kind(a.block), _kind(b.block), b.input_shape) for a, b in row] for row in pairs]),
         _traits(list(parts.values())),
         [np.array([median(session) for session in record.sessions]) for record in records])
-
-
-def measured_parts(space: Space) -> list[Part]:
-    """Every distinct block of a space that costs something, in its order."""
-    parts = {part.workload: part for step in space.steps for edge in step.edges for part in edge.parts}
-    return [part for part in parts.values() if not part.block.is_free]
 
 
 def _count(rows: Sequence[Sequence[Hashable]], names: Iterable[Hashable] | None = None) -> NDArray[np.int64]:
@@ -286,7 +280,7 @@ def host_networks(space: Space) -> dict[str, Network]:
     The first block has nothing before it and the last one nothing after it, as in a network.
     """
     networks = {}
-    for part in measured_parts(space):
+    for part in space.measured_parts.values():
         layers = [(name, block) for name, block in (("before", _before(space, part)), ("block", part.block),
                                                     ("after", _after(part))) if block is not None]
         networks[part.workload] = build_network(part.input_shape, layers)
@@ -306,7 +300,7 @@ def host_costs(space: Space, ratios: Mapping[str, float]) -> dict[str, float]:
         ratios: The measured ratios of `host_networks`, by their keys; blocks that were refused are left out.
     """
     return {part.workload: ratios[part.workload] - sum(ratios[f"host @ {shape}"] for shape in _host_shapes(space, part)) / 2
-            for part in measured_parts(space)
+            for part in space.measured_parts.values()
             if part.workload in ratios and all(f"host @ {shape}" in ratios for shape in _host_shapes(space, part))}
 
 

@@ -1,4 +1,5 @@
-"""Published search spaces: decisions, options, exact size, input shape, range of MACs; of one, also its layers and a picture."""
+"""Published search spaces: decisions, options, exact size, distinct blocks (what a latency table measures), input shape, range of
+MACs; of one, also its layers and a picture."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -69,14 +70,15 @@ def _print_json(spaces: "Sequence[Space]") -> None:
     for space in spaces:
         low, high = _macs_range(space)
         documents.append({"name": space.name, "decisions": len(space.decisions), "size": space.size,
-                          "input_shape": list(space.input_shape), "macs_min": low, "macs_max": high})
+                          "input_shape": list(space.input_shape), "macs_min": low, "macs_max": high,
+                          "blocks": len(space.measured_parts)})
     print_json(documents)
 
 
 def _print_summary(spaces: "Sequence[Space]") -> None:
-    print_table("", ("space", "decisions", "networks", "input", "MACs from", "to", "what"),
-                [(space.name, len(space.decisions), big(space.size), str(space.input_shape), *map(quantity, _macs_range(space)),
-                  space.description) for space in spaces])
+    print_table("", ("space", "decisions", "networks", "blocks", "input", "MACs from", "to", "what"),
+                [(space.name, len(space.decisions), big(space.size), len(space.measured_parts), str(space.input_shape),
+                  *map(quantity, _macs_range(space)), space.description) for space in spaces])
 
 
 def _print_layers(space: "Space") -> None:

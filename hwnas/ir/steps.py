@@ -255,6 +255,12 @@ class Space:
             states = step.targets[states, chosen]
 
     @cached_property
+    def measured_parts(self) -> dict[str, Part]:
+        """Every distinct block that takes time, by workload, in the space's order: what a latency table measures."""
+        return {part.workload: part for step in self.steps for edge in step.edges for part in edge.parts
+                if not part.block.is_free}
+
+    @cached_property
     def _is_full(self) -> bool:
         return all(step.is_full for step in self.steps)
 

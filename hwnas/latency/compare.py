@@ -9,7 +9,7 @@ from hwnas.errors import VerificationError
 from hwnas.ir.steps import Space
 from hwnas.latency.correlation import rank_correlation
 from hwnas.latency.seams import cost_model
-from hwnas.latency.summary import block_costs, measured_parts, refused_networks_warning
+from hwnas.latency.summary import block_costs, refused_networks_warning
 from hwnas.latency.table import HeldOut, LatencyTable
 
 # A table is additive, its blocks' costs adding up to a network's, when on networks that no fit has seen it is no further off
@@ -123,7 +123,7 @@ def require_complete(table: LatencyTable, space: Space | None = None) -> None:
         VerificationError: It is of another space, or lacks a block.
     """
     if space is not None and space.hash != table.search_space.hash:
-        asked = measured_parts(space)
+        asked = space.measured_parts
         known = sum(workload in table.entries for workload in asked)
         raise VerificationError(
             f"A table must be of the space that is asked for, but it is of {table.space!r} ({table.search_space.hash[:12]}), "

@@ -31,7 +31,7 @@ from hwnas.errors import InputError
 from hwnas.ir.block import Part
 from hwnas.ir.steps import Space
 from hwnas.latency.foreign_names import Recipe, hw_nas_bench_names, ofa_names, operator_name, operators
-from hwnas.latency.summary import BlockCost, block_costs, measured_parts, refused_blocks
+from hwnas.latency.summary import BlockCost, block_costs, refused_blocks
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable
 
 IMPORTED = "imported"
@@ -105,7 +105,7 @@ def import_table(path: str | os.PathLike[str], *, format: str, unit: str, space:
     except UnicodeDecodeError:
         raise InputError(f"A table to import is a text file, but {path} is not: choose the file and --format that belong "
                          "together.") from None
-    found = _find_blocks(measured_parts(space), reader, latencies, os.fspath(path), space.name)
+    found = _find_blocks(space.measured_parts, reader, latencies, os.fspath(path), space.name)
     entries = {workload: EntryRecord(sessions=((_block_ms(recipe, latencies, unit, workload),),), label="imported")
                for workload, recipe in found.items()}
     used = {name for recipe in found.values() for name in recipe}

@@ -8,8 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from hwnas.ir.block import Part
-from hwnas.ir.steps import Edge, Space, Step
+from hwnas.ir.steps import Edge, Step
 from hwnas.latency.refusals import network_of
 from hwnas.latency.seams import cost_model
 from hwnas.latency.table import LatencyTable
@@ -106,15 +105,9 @@ class LayerCost:
         return sum(option.low_ms + option.high_ms for option in self.options) / (2 * max(len(self.options), 1))
 
 
-def measured_parts(space: Space) -> dict[str, Part]:
-    """Every distinct block of a space that takes time, by workload, in the space's order."""
-    return {part.workload: part for step in space.steps for edge in step.edges for part in edge.parts
-            if not part.block.is_free}
-
-
 def block_costs(table: LatencyTable) -> list[BlockCost]:
     """One row for every entry, in the table's order."""
-    parts, anchor_ms = measured_parts(table.search_space), table.anchor_ms
+    parts, anchor_ms = table.search_space.measured_parts, table.anchor_ms
     rows = []
     for workload, entry in table.entries.items():
         block, _, shape = workload.rpartition(" @ ")
@@ -175,7 +168,7 @@ def excluded_options(table: LatencyTable) -> list[ExcludedOption]:
 
 def refused_blocks(table: LatencyTable) -> dict[str, str]:
     """Workloads of the space that the runtime refuses, with the reason, in the space's order."""
-    return {workload: table.refused[workload] for workload in measured_parts(table.search_space) if workload in table.refused}
+    return {workload: table.refused[workload] for workload in table.search_space.measured_parts if workload in table.refused}
 
 
 def refused_networks(table: LatencyTable) -> dict[str, str]:
@@ -205,7 +198,7 @@ def refusal_warning(table: LatencyTable) -> str | None:
         return None
     named = ", ".join(f"{layer} {option} ({reason})" for layer, option, reason in excluded[:_MOST_NAMED])
     more = f", and {len(excluded) - _MOST_NAMED} more" if len(excluded) > _MOST_NAMED else ""
-    return (f"{len(refused)} of {len(measured_parts(table.search_space))} blocks are refused by "
+    return (f"{len(refused)} of {len(table.search_space.measured_parts)} blocks are refused by "
             f"{table.environment.get('runtime')}; options with them are left out: {named}{more}.")
 
 

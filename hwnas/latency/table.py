@@ -365,9 +365,7 @@ class LatencyTable:
     @cached_property
     def _workloads(self) -> dict[str, int]:
         """The space's workloads, numbered in its order."""
-        seen = dict.fromkeys(part.workload for step in self.search_space.steps for edge in step.edges
-                             for part in _measured_parts(edge))
-        return {workload: number for number, workload in enumerate(seen)}
+        return {workload: number for number, workload in enumerate(self.search_space.measured_parts)}
 
     def _entry(self, workload: str) -> EntryRecord:
         try:

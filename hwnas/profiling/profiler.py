@@ -229,8 +229,7 @@ def plan_workloads(space: Space, plan: ProfilePlan, batch_size: int, seed: int, 
 
 def plan_blocks(space: Space, batch_size: int) -> list[Workload]:
     """Every distinct block once."""
-    parts = {part.workload: part for step in space.steps for edge in step.edges for part in edge.parts}
-    return [Workload(key, "entry", _BlockModel(part, batch_size)) for key, part in parts.items() if not part.block.is_free]
+    return [Workload(key, "entry", _BlockModel(part, batch_size)) for key, part in space.measured_parts.items()]
 
 
 def plan_networks(space: Space, plan: ProfilePlan, batch_size: int, seed: int, refused: Collection[str] = ()) -> list[Workload]:

@@ -21,11 +21,13 @@ def test_json_holds_exact_figures_of_every_space():
     found = hwnas("spaces", "--json").json
     assert [one["name"] for one in found] == list(SPACES)
     for one in found:
-        assert list(one) == ["name", "decisions", "size", "input_shape", "macs_min", "macs_max"]
-        assert all(isinstance(one[key], int) for key in ("decisions", "size", "macs_min", "macs_max"))
+        assert list(one) == ["name", "decisions", "size", "input_shape", "macs_min", "macs_max", "blocks"]
+        assert all(isinstance(one[key], int) for key in ("decisions", "size", "macs_min", "macs_max", "blocks"))
     space = SPACES["ofa-cpu"]()
     (one,) = (one for one in found if one["name"] == "ofa-cpu")
     counts = [space.network(path).macs for path in Trellis(space, MacsCost()).sample(200, seed=0)]
+    parts = [part for path in Trellis(space, MacsCost()).sample(2000, seed=0) for edge in space.path(path) for part in edge.parts]
+    assert one["blocks"] == len({part.workload for part in parts if not part.block.is_free})
     assert one["size"] == space.size and one["macs_min"] <= min(counts) and max(counts) <= one["macs_max"]
 
 

@@ -16,7 +16,7 @@ SEARCH = ("--population", 4, "--generations", 1, "--parents", 2, "--calibration-
 # A verb's arguments, and the keys of its document (of every element, where it is a list) that the interface promises.
 JSON = {
     "devices": (lambda made: (), {"name", "available", "reason", "runtime_version"}),
-    "spaces": (lambda made: (), {"name", "decisions", "size", "input_shape", "macs_min", "macs_max"}),
+    "spaces": (lambda made: (), {"name", "decisions", "size", "input_shape", "macs_min", "macs_max", "blocks"}),
     "networks": (lambda made: (), {"name", "macs", "parameters", "published", "parameters_by_kind", "note"}),
     "profile": (lambda made: ("--device", DEVICE, "--space", made("space"), "--output", made("table")),
                 {"table", "entries", "noisy", "missing", "anchor_ms", "held_out"}),

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.refusals import network_key, network_of
-from hwnas.latency.summary import measured_parts
 from hwnas.spaces.load import load_space
 from tests.latency.test_table import _space
 
@@ -22,7 +21,7 @@ def test_what_is_no_network_of_the_space():
     space = _space()
     key = network_key(Trellis(space).cheapest())
     assert network_of(space, key) is not None
-    others = (*measured_parts(space), key.removeprefix("network "), f"{key} conv", key.rpartition(" ")[0], f"{key}x", f" {key}",
+    others = (*space.measured_parts, key.removeprefix("network "), f"{key} conv", key.rpartition(" ")[0], f"{key}x", f" {key}",
               "", "network", "network ", network_key(Trellis(load_space("mobile-cpu")).cheapest()))
     for other in others:
         assert network_of(space, other) is None, other

@@ -13,7 +13,6 @@ from hwnas.latency.summary import (
     held_out_document,
     layer_costs,
     measured_networks,
-    measured_parts,
     refusal_warning,
     refused_blocks,
     refused_networks,
@@ -63,7 +62,7 @@ def test_networks_are_judged_as_the_table_judges_them():
 
 def test_blocks_of_a_space_and_others():
     table = _table(noise=0.02)
-    parts = measured_parts(_space())
+    parts = _space().measured_parts
     rows = {row.workload: row for row in block_costs(table)}
     assert set(rows) == set(parts) == set(table.entries)
     row = next(iter(rows.values()))

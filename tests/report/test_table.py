@@ -14,7 +14,6 @@ from hwnas.ir.blocks import ConvBlock, Head, Identity, Resolution, Stem
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.refusals import network_key
-from hwnas.latency.summary import measured_parts
 from hwnas.latency.table import AnchorRecord, EntryRecord, LatencyTable, NetworkRecord
 from hwnas.report.table import draw_table
 
@@ -31,7 +30,7 @@ ROLES = ("held_out", "fit", "held_out", "exported")
 def table(networks=24, spread=1.0):
     """Costs grow with MACs, `spread` from each other, and every network takes half a millisecond more."""
     entries = {key: EntryRecord(sessions=((0.3 + spread * part.network.macs / 1e6,),), label="ok")
-               for key, part in measured_parts(SPACE).items()}
+               for key, part in SPACE.measured_parts.items()}
     bare = LatencyTable(SPACE, ENVIRONMENT, AnchorRecord(name="a", sha256="0" * 64, sessions_ms=(1.0,)), entries, ())
     generator = np.random.default_rng(0)
     return bare.with_networks([
@@ -118,7 +117,7 @@ def test_a_fit_through_one_network_is_drawn(tmp_path):
 def test_more_options_than_colours(tmp_path):
     options = {f"w{width}": ConvBlock(width) for width in range(1, 31)}
     space = SearchSpace("many", (3, 8, 8), (Decision("only", options), Fixed("head", Head(10))))
-    entries = {key: EntryRecord(sessions=((1.0 + number,),), label="ok") for number, key in enumerate(measured_parts(space))}
+    entries = {key: EntryRecord(sessions=((1.0 + number,),), label="ok") for number, key in enumerate(space.measured_parts)}
     drawn = LatencyTable(space, ENVIRONMENT, AnchorRecord(name="a", sha256="0" * 64, sessions_ms=(1.0,)), entries, ())
     assert "<!-- other options -->" in draw_table(drawn, tmp_path / "table.svg").read_text()
 

@@ -127,17 +127,17 @@ def test_hosts_leave_exactly_the_block_where_cost_is_additive(name):
 def test_a_refused_host_leaves_its_blocks_out():
     space = load_space("mobile-cpu")
     ratios = dict.fromkeys(schemes.host_networks(space), 1.0)
-    shape = schemes.measured_parts(space)[-1].input_shape
+    shape = list(space.measured_parts.values())[-1].input_shape
     del ratios[f"host @ {shape}"]
     left = schemes.host_costs(space, ratios)
-    missing = {part.workload for part in schemes.measured_parts(space)} - set(left)
+    missing = set(space.measured_parts) - set(left)
     assert missing and all(str(shape) in (str(part.input_shape), str(part.network.output_shape))
-                           for part in schemes.measured_parts(space) if part.workload in missing)
+                           for part in space.measured_parts.values() if part.workload in missing)
 
 
 def test_hosts_are_networks_of_their_own():
     space = load_space("mobile-cpu")
-    part = schemes.measured_parts(space)[3]
+    part = list(space.measured_parts.values())[3]
     host = schemes.host_networks(space)[part.workload]
     assert host.output_shape == part.network.output_shape
     assert len(host.nodes) == len(build_network(part.input_shape, [("block", part.block)]).nodes) + 2 * 3
