@@ -56,8 +56,8 @@ _NetworkRole = Literal["fit", "held_out"]
 class ProfilePlan(RoundsPlan):
     """How much is measured: rounds of every block and network, and how many networks.
 
-    A block is a small part of a network, the errors of its parts average out, and whole networks calibrate them: so of a block
-    that is not noisy two sessions are as good as six, and the time is better spent on networks.
+    A block is a small part of a network, the errors of its parts average out, and whole networks calibrate them: so a block
+    that is not noisy has few sessions, and the time is spent on networks.
 
     Attributes:
         fit_networks: Whole networks that calibrate.

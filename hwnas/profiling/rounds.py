@@ -1,8 +1,8 @@
 """Rounds of fresh sessions, kept in a journal: how anything of more than one model is measured.
 
 A round takes fresh sessions in random order, so that a drift of the machine falls on all alike and a run that is cut short is
-even. What needs fewer sessions than others has them in some of the rounds, each model in others: rounds differ (networks for
-224x224 images take 1 to 5 % more or less, against the anchor, for minutes at a time), and a fit on the first of them would miss
+even. What needs fewer sessions than others has them in some of the rounds, each model in others: rounds differ (by how
+much, `tools/bench_latency_prediction.py` prints; most on large images), and a fit on the first of them would miss
 what is judged over all. Each finished session is a line in a journal, flushed to disk: a kill at any moment loses at most the
 session under way, and the same call goes on from there.
 """
