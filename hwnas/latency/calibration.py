@@ -5,23 +5,34 @@ network pays things that no block does. So a network's ratio to the anchor is mo
 
     intercept + scale * (sum of its blocks' ratios) + per_block * (number of its blocks) + sum of its blocks' corrections
 
-A correction says how much a block costs in networks beyond the line. There are as many as blocks, so each is drawn towards
-zero: a ridge, in Bayesian words a normal prior around the isolated measurement. How strongly is what leave-one-out decides,
-down to no corrections at all where isolated blocks say enough. Every term is additive over the path, so the trellis stays
-exact. The fit is on *relative* errors, since a promise is relative.
+A correction says how much a block costs in networks beyond the line. There are as many as blocks, so they are shrunk: each is a
+part of its own, and parts that it shares with blocks that have something in common with it (a kernel, an expansion, an input
+shape), all of them drawn towards zero, that is towards the isolated measurement. How strongly is what makes the networks
+likeliest, down to no corrections at all where isolated blocks say enough. A session counts the less, the farther it is from what
+the other networks make of its own. Every term is additive over the path, so the trellis stays exact. The fit is on *relative*
+errors, since a promise is relative.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.ir.block import Part
 from hwnas.ir.grid import Floats
+
+Traits = Mapping[str, frozenset[str]]
+"""By workload, what it has in common with others."""
 
 _ROWS_PER_TERM = 4  # fewer networks than this for each term of the line, and the fit learns the noise
 _LEAST_FOR_CORRECTIONS = 24  # networks
-_SPREADS = tuple(float(spread) for spread in np.geomspace(0.25, 256, 21))
+_SPREADS = np.geomspace(0.1, 100, 31)  # of what a level of effects does to a network, over a network's noise
+_SWEEPS = 4  # over the levels; mostly no spread changes in the second
+_WEIGHINGS = 3  # of sessions, after which weights hardly move
+_REFITS = 4  # without blocks that would shorten networks
+_DEGREES = 4  # of Student's t for sessions: one bad session in twenty or so
 WORTH = 0.97  # a fuller model must bring the leave-one-out error down to this share: noise alone makes one look a little better
 
 
@@ -50,66 +61,79 @@ class Calibration:
         return max(self.scale * ratio + self.per_block + self.corrections.get(workload, 0.0), 0.0)
 
 
-def fit_calibration(counts: NDArray[np.integer], ratios: Mapping[str, float], measured: Floats, *,
-                    corrections: bool = True) -> Calibration:
-    """Fits the model to whole networks by least squares on relative errors.
+def fit_calibration(counts: NDArray[np.integer], ratios: Mapping[str, float], sessions: Sequence[Floats],
+                    traits: Traits | None = None, *, corrections: bool = True, weigh: bool = True) -> Calibration:
+    """Fits the model to whole networks.
 
-    Terms are added from simple to full (scale; + intercept; + per_block; + corrections) while the leave-one-out error falls, so
-    a handful of networks, or networks of one depth, cannot be over-fitted.
+    Few networks make a line only. Its terms are added from simple to full (scale; + intercept; + per_block) while the
+    leave-one-out error of least squares falls, so a handful of networks cannot be over-fitted. From 24 networks on there are
+    corrections, beside all terms of the line that these networks can tell apart: without corrections a term may seem useless.
 
     Args:
         counts: How often each network has each block; (networks, blocks).
-        ratios: Each block's isolated ratio, by workload, in the order of the columns.
-        measured: Measured ratio of each network; (networks,).
+        ratios: Each block's isolated ratio, by workload, in the order of the columns. A block that no network has is corrected by
+            what it shares with those that some have.
+        sessions: Measured ratios of each network, one for each session.
+        traits: What blocks share; None where corrections should have nothing in common.
         corrections: Whether blocks may have corrections.
+        weigh: Whether sessions are weighed; else a network is the median of its sessions.
     """
-    target = np.asarray(measured, dtype=np.float64)
+    target = np.array([np.median(one) for one in sessions], np.float64)
     if not target.size:
         return Calibration()
     isolated = np.array(list(ratios.values()), np.float64)
-    line = np.stack([counts @ isolated, np.ones(target.size), counts.sum(axis=1)], axis=1) / target[:, None]
-    terms, error = 1, _leave_one_out_error(line[:, :1])
-    for more in (2, 3):
-        part = line[:, :more]
-        if target.size < _ROWS_PER_TERM * more or np.linalg.matrix_rank(part) < more:
-            break
-        if (found := _leave_one_out_error(part)) < error:
-            terms, error = more, found
-    coefficients, added = np.linalg.lstsq(line[:, :terms], np.ones(target.size), rcond=None)[0], np.zeros(isolated.size)
+    line = _line(counts, isolated) / target[:, None]
     if corrections and target.size >= _LEAST_FOR_CORRECTIONS:
-        fits = [_Ridge(line[:, :terms], counts / target[:, None] * weights, weights, spread * target.size**-0.5)
-                for weights in (isolated, np.full(isolated.size, isolated.mean())) for spread in _SPREADS]
-        best = min(fits, key=lambda fit: fit.error)
-        if best.error < WORTH * error:
-            coefficients, added, error = best.coefficients, best.corrections, best.error
+        terms = max(count for count in (1, 2, 3) if np.linalg.matrix_rank(line[:, :count]) == count)
+        shared = trait_matrix([(traits or {}).get(workload, frozenset()) for workload in ratios])
+        coefficients, added, error = _correct(counts, isolated, shared, terms, sessions, weigh=weigh)
+    else:
+        terms, error = _line_terms(line)
+        coefficients = np.asarray(np.linalg.lstsq(line[:, :terms], np.ones(target.size), rcond=None)[0], np.float64)
+        added = np.zeros(isolated.size)
     scale, intercept, per_block = np.pad(coefficients, (0, 3 - terms)).tolist()
     return Calibration(intercept, scale, per_block, target.size,
                        {workload: value for workload, value in zip(ratios, added.tolist(), strict=True) if value}, error)
 
 
-class _Ridge:
-    """A line and shrunken corrections, fitted to ones; `line` is not shrunk.
+def _line(counts: NDArray[np.integer], isolated: Floats) -> Floats:
+    """What its terms make of each network, in the order in which they are added; (networks, 3)."""
+    return np.stack([counts @ isolated, np.ones(len(counts)), counts.sum(axis=1)], axis=1)
 
-    Mean and leave-one-out residuals of generalised least squares with covariance `1 + spread^2 Z Z'` (Rasmussen and Williams,
-    "Gaussian Processes for Machine Learning", 2006, sec. 2.7 and 5.4.2).
+
+def _correct(counts: NDArray[np.integer], isolated: Floats, shared: Floats, terms: int, sessions: Sequence[Floats], *,
+             weigh: bool) -> tuple[Floats, Floats, float]:
+    """The line's coefficients, corrections of blocks and the leave-one-out error.
+
+    A block that would shorten networks costs nothing, and the rest is fitted again: else all that have it would be overstated.
     """
+    sizes = (isolated, np.full(isolated.size, isolated.mean()))  # a correction may be a share of a block, or of any size
+    free = np.zeros(isolated.size, bool)
+    for _ in range(_REFITS):
+        columns = np.where(free, 0, counts)
+        line = _line(columns, isolated)[:, :terms]
+        if np.linalg.matrix_rank(line) < terms:  # too many are free: what was found last has to do
+            break
+        index, found = fit_effects(line, [[columns * size, (columns * size) @ shared] for size in sizes], sessions, weigh=weigh)
+        scale, _, per_block = np.pad(found.coefficients, (0, 3 - terms))
+        by_line = scale * isolated + per_block
+        added = np.where(free, -by_line, sizes[index] * (found.effects[0] + shared @ found.effects[1]))
+        if not (costs_nothing := by_line + added < 0).any():
+            break
+        free |= costs_nothing
+    return found.coefficients, added, float(np.sqrt(np.mean(found.left_out**2)))
 
-    def __init__(self, line: Floats, columns: Floats, weights: Floats, spread: float) -> None:
-        """Fits.
 
-        Args:
-            line: (networks, terms).
-            columns: What a correction of each block's `weights` does; (networks, blocks).
-            weights: How large a correction may be expected to be, up to a factor; (blocks,).
-            spread: The factor, over the noise of a network.
-        """
-        ones = np.ones(len(line))
-        inverse = np.linalg.inv(np.eye(len(line)) + spread**2 * columns @ columns.T)
-        self.coefficients = np.linalg.solve(line.T @ inverse @ line, line.T @ inverse @ ones)
-        rest = inverse @ (ones - line @ self.coefficients)
-        self.corrections = spread**2 * weights * (columns.T @ rest)
-        projected = inverse - inverse @ line @ np.linalg.solve(line.T @ inverse @ line, line.T @ inverse)
-        self.error = float(np.sqrt(np.mean((rest / np.maximum(projected.diagonal(), 1e-9)) ** 2)))
+def _line_terms(line: Floats) -> tuple[int, float]:
+    """How many terms of a line pay, and their leave-one-out error."""
+    terms, error = 1, _leave_one_out_error(line[:, :1])
+    for more in (2, 3):
+        part = line[:, :more]
+        if len(line) < _ROWS_PER_TERM * more or np.linalg.matrix_rank(part) < more:
+            break
+        if (found := _leave_one_out_error(part)) < error:
+            terms, error = more, found
+    return terms, error
 
 
 def _leave_one_out_error(columns: Floats) -> float:
@@ -118,3 +142,140 @@ def _leave_one_out_error(columns: Floats) -> float:
     leverage = np.minimum((q**2).sum(axis=1), 1 - 1e-9)
     residuals = 1 - q @ (q.T @ np.ones(len(columns)))
     return float(np.sqrt(np.mean((residuals / (1 - leverage)) ** 2)))
+
+
+def block_traits(part: Part) -> frozenset[str]:
+    """What a block may have in common with others: input shape, kind and every field, those of a block inside of it too."""
+    return frozenset({f"{part.input_shape}", *_told(part.block.to_dict())})
+
+
+def _told(fields: Mapping[str, Any]) -> list[str]:
+    kind = fields["kind"]
+    inside = [trait for value in fields.values() if isinstance(value, Mapping) for trait in _told(value)]
+    return [kind, *inside, *(f"{kind}.{name}={value}" for name, value in fields.items()
+                             if name != "kind" and not isinstance(value, Mapping))]
+
+
+def trait_matrix(told: Sequence[frozenset[str]]) -> Floats:
+    """Which block has which trait; (blocks, traits). Only what some have and others do not; of mean square 1 over blocks."""
+    traits = [trait for trait in sorted(frozenset().union(*told)) if 1 < sum(trait in own for own in told) < len(told)]
+    has = np.array([[trait in own for trait in traits] for own in told], np.float64).reshape(len(told), len(traits))
+    return has / np.sqrt(max(has.sum(axis=1).mean(), 1.0)) if traits else has
+
+
+@dataclass(frozen=True)
+class Effects:
+    """A line and shrunken effects, fitted to networks.
+
+    Attributes:
+        coefficients: Of the line.
+        effects: One array for each level.
+        left_out: How much more each network takes than a fit without it expects, as a share of what it takes.
+        unlikeliness: Minus the logarithm of the restricted likelihood, up to a constant.
+    """
+
+    coefficients: Floats
+    effects: tuple[Floats, ...]
+    left_out: Floats
+    unlikeliness: float
+
+
+def fit_effects(line: Floats, choices: Sequence[Sequence[Floats]], sessions: Sequence[Floats], *,
+                weigh: bool = True) -> tuple[int, Effects]:
+    """Fits a line and random effects in levels, whose spreads maximise the restricted likelihood, to relative errors.
+
+    Restricted likelihood: Patterson and Thompson, "Recovery of inter-block information when block sizes are unequal", 1971.
+
+    Args:
+        line: What is not shrunk; (networks, terms).
+        choices: Alternatives, each a few levels of effects, each (networks, effects): what an effect of 1 adds to a network.
+        sessions: Measured ratios of each network.
+        weigh: Trusts a session less the farther it is from what the other networks make of its own; else their median counts.
+
+    Returns:
+        Which choice is likeliest, and its fit.
+    """
+
+    def fitted(target: Floats, weights: Floats) -> tuple[int, Effects]:
+        fits = [_likeliest(line, levels, target, weights) for levels in choices]
+        return min(enumerate(fits), key=lambda found: found[1].unlikeliness)
+
+    target = np.array([np.median(one) for one in sessions], np.float64)
+    found = fitted(target, np.ones(len(target)))
+    for _ in range(_WEIGHINGS if weigh else 0):
+        target, weights = _weigh(sessions, target * (1 - found[1].left_out))
+        found = fitted(target, weights)
+    return found
+
+
+def _weigh(sessions: Sequence[Floats], expected: Floats) -> tuple[Floats, Floats]:
+    """Means of sessions and what they weigh, by Student's t around what is expected of each network.
+
+    Its iterated weights are an expectation maximisation (Lange, Little and Taylor, "Robust statistical modeling using the t
+    distribution", 1989).
+    """
+    off = [ratios / value - 1 for ratios, value in zip(sessions, expected, strict=True)]
+    scale = max(float(np.median(np.abs(np.concatenate(off)))) / 0.6745, 1e-9)
+    weights = [(_DEGREES + 1) / (_DEGREES + (errors / scale) ** 2) for errors in off]
+    means = [np.average(ratios, weights=own) for ratios, own in zip(sessions, weights, strict=True)]
+    # Not their sum: a network errs by more than the scatter of its sessions, so that many sessions do not make it worth many.
+    worth = np.array([own.mean() for own in weights])
+    return np.array(means), worth / worth.mean()
+
+
+def _likeliest(line: Floats, levels: Sequence[Floats], target: Floats, weights: Floats) -> Effects:
+    """The fit whose spreads are likeliest, found level by level from none."""
+    scale = np.sqrt(weights) / target
+    line, levels, ones = line * scale[:, None], [level * scale[:, None] for level in levels], np.sqrt(weights)
+    kernels = [level @ level.T for level in levels]
+    grids = [np.array([0.0, *(_SPREADS**2 * len(ones) / max(np.trace(kernel), 1e-30))]) for kernel in kernels]
+    variances = [0.0] * len(levels)
+    for _ in range(_SWEEPS):
+        before = list(variances)
+        for level, grid in enumerate(grids):
+            others = _covariance([*variances[:level], 0.0, *variances[level + 1:]], kernels)
+            variances[level] = float(grid[np.argmin(_unlikeliness(line, ones, others, kernels[level], grid))])
+        if variances == before:
+            break
+    return _generalised_least_squares(line, levels, kernels, variances, ones)
+
+
+def _covariance(variances: Sequence[float], kernels: Sequence[Floats]) -> Floats:
+    """Of networks, over that of their noise."""
+    return np.eye(len(kernels[0])) + sum(variance * kernel for variance, kernel in zip(variances, kernels, strict=True))
+
+
+def _unlikeliness(line: Floats, ones: Floats, others: Floats, kernel: Floats, variances: Floats) -> Floats:
+    """Minus the logarithm of the restricted likelihood with covariance `others + variance * kernel`, up to a constant, for each
+    variance: at once, in coordinates in which all of these covariances are diagonal."""
+    whiten = np.linalg.inv(np.linalg.cholesky(others))
+    values, vectors = np.linalg.eigh(whiten @ kernel @ whiten.T)
+    rotate = vectors.T @ whiten
+    x, y = rotate @ line, rotate @ ones
+    diagonal = 1 + variances[:, None] * np.maximum(values, 0.0)  # (variances, networks)
+    information = np.einsum("nt,vn,nu->vtu", x, 1 / diagonal, x)
+    projection = np.einsum("nt,vn,n->vt", x, 1 / diagonal, y)
+    explained = np.einsum("vt,vt->v", projection, np.linalg.solve(information, projection[:, :, None])[:, :, 0])
+    degrees = len(ones) - line.shape[1]
+    noise = np.maximum((y**2 / diagonal).sum(axis=1) - explained, 1e-30) / degrees
+    return 0.5 * (degrees * np.log(noise) + np.log(diagonal).sum(axis=1) + np.linalg.slogdet(others)[1]
+                  + np.linalg.slogdet(information)[1])
+
+
+def _generalised_least_squares(line: Floats, levels: Sequence[Floats], kernels: Sequence[Floats], variances: Sequence[float],
+                               ones: Floats) -> Effects:
+    """Mean and leave-one-out residuals with covariance `1 + sum of variance * kernel`.
+
+    Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sec. 2.7 and 5.4.2.
+    """
+    covariance = _covariance(variances, kernels)
+    inverse = np.linalg.inv(covariance)
+    information = line.T @ inverse @ line
+    coefficients = np.asarray(np.linalg.solve(information, line.T @ inverse @ ones), np.float64)
+    rest = inverse @ (ones - line @ coefficients)
+    projected = inverse - inverse @ line @ np.linalg.solve(information, line.T @ inverse)
+    degrees = len(ones) - line.shape[1]
+    noise = max(float((ones - line @ coefficients) @ rest), 1e-30) / degrees
+    unlikeliness = 0.5 * (degrees * np.log(noise) + np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(information)[1])
+    return Effects(coefficients, tuple(variance * (level.T @ rest) for variance, level in zip(variances, levels, strict=True)),
+                   rest / np.maximum(projected.diagonal(), 1e-12) / ones, float(unlikeliness))

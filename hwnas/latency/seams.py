@@ -4,7 +4,7 @@ An int8 convolution followed by an int8 block hands integers on; followed by a f
 then compute it in float altogether, convert, and change the memory layout. A block timed alone cannot know. So a network costs
 the sum of its blocks, as in `latency.calibration`, and one more term wherever the precision changes: one *seam* for each place
 where two layers meet, fitted on the whole networks of the table (the line's "per block" is then mostly "per change", and the
-ridge shrinks each seam towards it). Nothing is measured beyond what a table holds.
+fit shrinks each seam towards it). Nothing is measured beyond what a table holds.
 
 The trellis stays exact: its states here remember the precision that reaches a layer, so a seam is part of an edge's cost.
 """
@@ -25,7 +25,7 @@ from hwnas.ir.quantized import HalfPrecision, Quantized, has_convolutions
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, SearchSpace
 from hwnas.ir.steps import Edge, Space, Step
-from hwnas.latency.calibration import WORTH, Calibration, fit_calibration
+from hwnas.latency.calibration import WORTH, Calibration, block_traits, fit_calibration
 from hwnas.latency.table import HeldOut, LatencyTable, NetworkRecord, Prediction, judge, measured_ratios, path_costs
 
 
@@ -133,7 +133,9 @@ class SeamTable:
         columns = [self._columns(record) for record in records]
         ratios = {key: self._ratio(key) for key in dict.fromkeys(key for row in columns for key in row)}
         counts = np.array([[row.count(key) for key in ratios] for row in columns], np.int64).reshape(len(records), len(ratios))
-        return fit_calibration(counts, ratios, np.array([record.ratio for record in records]))
+        parts = self.search_space.measured_parts
+        traits = {key: block_traits(parts[key]) if key in parts else frozenset({"seam"}) for key in ratios}
+        return fit_calibration(counts, ratios, [record.session_ratios for record in records], traits)
 
     @cached_property
     def held_out(self) -> HeldOut:

@@ -25,7 +25,7 @@ from hwnas.ir.architecture import Architecture
 from hwnas.ir.block import Part
 from hwnas.ir.documents import space_from_dict
 from hwnas.ir.steps import Edge, Space, Step
-from hwnas.latency.calibration import Calibration, fit_calibration
+from hwnas.latency.calibration import Calibration, block_traits, fit_calibration
 from hwnas.latency.correlation import rank_correlation
 from hwnas.latency.sessions import combine_ratios, student_t95
 
@@ -115,6 +115,11 @@ class NetworkRecord(_Record):
     choices: dict[str, str]
     sessions: tuple[tuple[float, ...], ...] = Field(min_length=1)
     role: Literal["fit", "held_out", "exported"]
+
+    @property
+    def session_ratios(self) -> NDArray[np.float64]:
+        """Each session's median; (sessions,)."""
+        return np.array([median(session) for session in self.sessions], np.float64)
 
     @property
     def ratio(self) -> float:
@@ -273,10 +278,12 @@ class LatencyTable:
         """Fitted on all but the held-out networks."""
         records = [record for record in self.usable_networks if record.role != "held_out"]
         counts = self._block_counts(self._rows(records))
-        seen = [(workload, column) for workload, column in self._workloads.items() if counts[:, column].any()]
-        return fit_calibration(counts[:, [column for _, column in seen]],
-                               {workload: self._entry(workload).ratio for workload, _ in seen},
-                               np.array([record.ratio for record in records]))
+        known = [(workload, column) for workload, column in self._workloads.items()
+                 if counts[:, column].any() or (workload in self.entries and workload not in self.refused)]
+        return fit_calibration(counts[:, [column for _, column in known]],
+                               {workload: self._entry(workload).ratio for workload, _ in known},
+                               [record.session_ratios for record in records],
+                               {workload: block_traits(self.search_space.measured_parts[workload]) for workload, _ in known})
 
     @cached_property
     def held_out(self) -> HeldOut:

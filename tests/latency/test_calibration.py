@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct, WhiteKernel
 
-from hwnas.latency.calibration import Calibration, _leave_one_out_error, _Ridge, fit_calibration
+from hwnas.ir.quantized import Quantized
+from hwnas.latency.calibration import (
+    Calibration,
+    _generalised_least_squares,
+    _leave_one_out_error,
+    _likeliest,
+    _unlikeliness,
+    block_traits,
+    fit_calibration,
+    trait_matrix,
+)
+from hwnas.spaces.load import load_space
 
 BLOCKS = 30
 
@@ -21,6 +32,11 @@ def random_networks(count: int, seed: int = 0, depth: int | None = None) -> tupl
     return counts, ratios
 
 
+def once(measured: np.ndarray) -> list[np.ndarray]:
+    """As networks of one session each."""
+    return [np.array([value]) for value in measured]
+
+
 def line_of(counts: np.ndarray, ratios: dict[str, float], scale: float, intercept: float, per_block: float) -> np.ndarray:
     return intercept + scale * counts @ np.array(list(ratios.values())) + per_block * counts.sum(axis=1)
 
@@ -32,7 +48,7 @@ def predicted(found: Calibration, counts: np.ndarray, ratios: dict[str, float]) 
 @pytest.mark.parametrize(("scale", "intercept", "per_block"), [(1.0, 0.0, 0.0), (0.8, 0.05, 0.0), (0.9, 0.1, -0.01)])
 def test_exact_data_are_recovered(scale, intercept, per_block):
     counts, ratios = random_networks(60)
-    found = fit_calibration(counts, ratios, line_of(counts, ratios, scale, intercept, per_block))
+    found = fit_calibration(counts, ratios, once(line_of(counts, ratios, scale, intercept, per_block)))
     assert np.allclose([found.scale, found.intercept, found.per_block], [scale, intercept, per_block], atol=1e-6)
     assert found.networks == 60 and found.leave_one_out_error < 1e-6
     assert max(map(abs, found.corrections.values()), default=0) < 1e-6
@@ -43,8 +59,8 @@ def test_blocks_that_cost_more_in_networks_are_corrected():
     counts, ratios = random_networks(120)
     true = np.array(list(ratios.values())) * np.where(np.arange(BLOCKS) % 2, 2.0, 1.0)
     noisy = (counts @ true) * np.random.default_rng(1).normal(1, 0.01, len(counts))
-    line = fit_calibration(counts[:80], ratios, noisy[:80], corrections=False)
-    found = fit_calibration(counts[:80], ratios, noisy[:80])
+    line = fit_calibration(counts[:80], ratios, once(noisy[:80]), corrections=False)
+    found = fit_calibration(counts[:80], ratios, once(noisy[:80]))
     errors = [np.abs(predicted(one, counts[80:], ratios) / (counts[80:] @ true) - 1).mean() for one in (line, found)]
     assert not line.corrections and errors[0] > 0.05
     assert len(found.corrections) == BLOCKS and errors[1] < errors[0] / 2
@@ -58,7 +74,7 @@ def test_noise_is_not_taken_for_corrections():
         counts, ratios = random_networks(100, seed)
         truth = line_of(counts, ratios, 0.8, 0.05, 0.0)
         noisy = truth * np.random.default_rng(seed).normal(1, 0.02, len(counts))
-        line, found = (fit_calibration(counts[:60], ratios, noisy[:60], corrections=wanted) for wanted in (False, True))
+        line, found = (fit_calibration(counts[:60], ratios, once(noisy[:60]), corrections=wanted) for wanted in (False, True))
         errors = [np.sqrt(np.mean((predicted(one, counts[60:], ratios) / truth[60:] - 1) ** 2)) for one in (line, found)]
         assert errors[1] < errors[0] + 0.004
 
@@ -74,41 +90,138 @@ def test_leave_one_out_error_equals_refitting_without_each_row():
     assert _leave_one_out_error(columns) == pytest.approx(np.sqrt(np.mean(np.square(residuals))))
 
 
-def test_the_ridge_is_the_penalised_least_squares_solution_and_its_leave_one_out_refits():
+def _fit(line: np.ndarray, level: np.ndarray, variance: float, ones: np.ndarray):
+    return _generalised_least_squares(line, [level], [level @ level.T], [variance], ones)
+
+
+def test_shrunken_effects_are_penalised_least_squares():
+    """Stacked least squares: residuals, and the penalty of effects in units of their spread."""
     generator = np.random.default_rng(2)
-    line, columns, weights = generator.uniform(0.5, 2, (15, 2)), generator.uniform(0, 1, (15, 6)), generator.uniform(1, 2, 6)
-    spread = 0.7
-
-    def solve(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Stacked least squares: residuals, and the penalty |u|^2 / spread^2 on the standardised corrections."""
-        design = np.block([[line[rows], columns[rows] * weights], [np.zeros((6, 2)), np.eye(6) / spread]])
-        solution = np.linalg.lstsq(design, np.concatenate([np.ones(len(rows)), np.zeros(6)]), rcond=None)[0]
-        return solution[:2], solution[2:] * weights
-
-    found = _Ridge(line, columns * weights, weights, spread)
-    coefficients, corrections = solve(np.arange(15))
-    np.testing.assert_allclose(found.coefficients, coefficients, atol=1e-10)
-    np.testing.assert_allclose(found.corrections, corrections, atol=1e-10)
-    left_out = [1 - line[row] @ solve(np.delete(np.arange(15), row))[0] - columns[row] @ solve(np.delete(np.arange(15), row))[1]
-                for row in range(15)]
-    assert found.error == pytest.approx(np.sqrt(np.mean(np.square(left_out))), rel=1e-9)
+    line, level, variance = generator.uniform(0.5, 2, (15, 2)), generator.uniform(0, 1, (15, 6)), 0.49
+    design = np.block([[line, level], [np.zeros((6, 2)), np.eye(6) / np.sqrt(variance)]])
+    solution = np.linalg.lstsq(design, np.concatenate([np.ones(15), np.zeros(6)]), rcond=None)[0]
+    found = _fit(line, level, variance, np.ones(15))
+    np.testing.assert_allclose(found.coefficients, solution[:2], atol=1e-10)
+    np.testing.assert_allclose(found.effects[0], solution[2:], atol=1e-10)
 
 
-def test_without_a_line_the_ridge_is_a_gaussian_process():
+def test_without_a_line_effects_are_a_gaussian_process():
     generator = np.random.default_rng(3)
     columns = generator.uniform(0, 1, (12, 4))
     line = np.full((12, 1), 1e-9)
     process = GaussianProcessRegressor(0.49 * DotProduct(0.0, "fixed") + WhiteKernel(1.0, "fixed"), optimizer=None)
-    process.fit(columns, np.ones(12))
+    found = _fit(line, columns, 0.49, np.ones(12))
+    process.fit(columns, np.ones(12) - line[:, 0] * found.coefficients[0])
     new = generator.uniform(0, 1, (5, 4))
-    found = _Ridge(line, columns, np.ones(4), 0.7)
-    rest = np.ones(12) - line[:, 0] * found.coefficients[0]
-    process.fit(columns, rest)
-    np.testing.assert_allclose(new @ found.corrections, process.predict(new), atol=1e-9)
+    np.testing.assert_allclose(new @ found.effects[0], process.predict(new), atol=1e-9)
+
+
+def test_left_out_residuals_are_those_of_fits_without_the_row():
+    generator = np.random.default_rng(4)
+    line, level = generator.normal(1, 0.3, (12, 2)), generator.normal(0, 1, (12, 5))
+    ones = np.sqrt(generator.uniform(0.5, 2, 12))
+    whole = _fit(line, level, 0.7, ones)
+    for row in range(12):
+        kept = np.arange(12) != row
+        part = _fit(line[kept], level[kept], 0.7, ones[kept])
+        expected = line[row] @ part.coefficients + level[row] @ part.effects[0]
+        assert 1 - expected / ones[row] == pytest.approx(whole.left_out[row])
+
+
+def test_restricted_likelihood_matches_its_definition():
+    """The density of what the line leaves, in a basis of the rest of the space; two levels, one of them varied."""
+    generator = np.random.default_rng(3)
+    line, level, other = generator.normal(1, 0.3, (12, 2)), generator.normal(0, 1, (12, 5)), generator.normal(0, 1, (12, 3))
+    ones, kernel, others = np.ones(12), level @ level.T, np.eye(12) + 0.3 * other @ other.T
+    basis = np.linalg.svd(np.eye(12) - line @ np.linalg.pinv(line))[0][:, :10]
+    rest, variances, densities = basis.T @ ones, np.array([0.0, 0.1, 1.0, 30.0]), []
+    for variance in variances:
+        covariance = basis.T @ (others + variance * kernel) @ basis
+        noise = rest @ np.linalg.solve(covariance, rest) / 10
+        densities.append(-0.5 * (10 * np.log(noise) + np.linalg.slogdet(covariance)[1]))
+    found = _unlikeliness(line, ones, others, kernel, variances)
+    np.testing.assert_allclose(found - found[0], densities[0] - np.array(densities), atol=1e-9)
+    one_by_one = [_generalised_least_squares(line, [level, other], [kernel, other @ other.T], [variance, 0.3], ones).unlikeliness
+                  for variance in variances]
+    np.testing.assert_allclose(found, one_by_one, atol=1e-9)
+
+
+def test_spreads_are_found_that_made_the_data():
+    """Two levels, of a tenth and of three times the noise: the likeliest spreads are within a factor of these."""
+    generator = np.random.default_rng(5)
+    line, levels = np.ones((400, 1)), [generator.normal(0, 1, (400, 40)), generator.normal(0, 1, (400, 30))]
+    target = 1 + 1e-3 * (generator.normal(0, 1, 400) + 3 * levels[0] @ generator.normal(0, 1, 40) / np.sqrt(40))
+    found = _likeliest(line, levels, target, np.ones(400))
+    spreads = [np.std(level @ effect) for level, effect in zip(levels, found.effects, strict=True)]
+    assert spreads[0] == pytest.approx(3e-3, rel=0.3) and spreads[1] < 5e-4
+    assert np.std(found.left_out) == pytest.approx(1e-3, rel=0.3)
+
+
+TRAITS = {f"block{number}": frozenset({f"row{number // 6}", f"column{number % 6}"}) for number in range(BLOCKS)}
+
+
+def test_blocks_that_share_a_trait_are_corrected_together():
+    """What blocks share is learned from fewer networks than each on its own, and for blocks that no network had."""
+    counts, ratios = random_networks(400)
+    counts[:40, [0, 7, 22]] = 0
+    isolated = np.array(list(ratios.values()))
+    true = isolated * (1 + trait_matrix(list(TRAITS.values())) @ np.random.default_rng(2).normal(0, 0.4, 11))
+    truth = counts @ true
+    noisy = truth * np.random.default_rng(1).normal(1, 0.02, len(counts))
+    alone, shared = (fit_calibration(counts[:40], ratios, once(noisy[:40]), traits) for traits in (None, TRAITS))
+    errors = [np.abs(predicted(one, counts[40:], ratios) / truth[40:] - 1).mean() for one in (alone, shared)]
+    assert errors[1] < 0.6 * errors[0]
+    unseen = list(ratios)[7]
+    assert unseen not in alone.corrections and shared.cost(unseen, ratios[unseen]) == pytest.approx(true[7], rel=0.15)
+
+
+def test_traits_tell_some_blocks_from_others_and_look_inside():
+    parts = list(load_space("mobile-cpu+int8+fp32").measured_parts.values())
+    told = [block_traits(part) for part in parts]
+    inside = next(own for part, own in zip(parts, told, strict=True) if isinstance(part.block, Quantized) and
+                  part.block.block.kind == "mbconv")
+    assert {"mbconv", "mbconv.kernel=3"} & inside == {"mbconv", "mbconv.kernel=3"} or "mbconv.kernel=5" in inside
+    matrix = trait_matrix(told)
+    assert ((matrix > 0).sum(axis=0) > 1).all() and ((matrix > 0).sum(axis=0) < len(parts)).all()
+    assert (matrix**2).sum(axis=1).mean() == pytest.approx(1)
+    assert trait_matrix([frozenset()] * 3).shape == (3, 0)
+
+
+def test_a_bad_session_hardly_moves_the_fit():
+    """One session in eight takes half as long again; with two sessions a network, a median cannot tell which."""
+    counts, ratios = random_networks(80)
+    truth = line_of(counts, ratios, 0.8, 0.05, 0.0)
+    sessions = list(truth[:, None] * np.random.default_rng(1).normal(1, 0.005, (80, 2)))
+    for one in sessions[::4]:
+        one[0] *= 1.5
+    weighed, medians = (fit_calibration(counts[:60], ratios, sessions[:60], weigh=weigh) for weigh in (True, False))
+    errors = [np.abs(predicted(one, counts[60:], ratios) / truth[60:] - 1).mean() for one in (weighed, medians)]
+    assert errors[0] < 0.01 and errors[0] < 0.2 * errors[1]
+
+
+def test_blocks_that_would_shorten_networks_cost_nothing_and_the_rest_makes_up_for_it():
+    """Every third block is free inside of a network: corrections, shrunken towards a line, may go below nothing."""
+    counts, ratios = random_networks(120)
+    true = np.array(list(ratios.values())) * np.where(np.arange(BLOCKS) % 3, 1.5, 0.0)
+    noisy = (0.2 + counts @ true) * np.random.default_rng(1).normal(1, 0.02, len(counts))
+    found = fit_calibration(counts[:80], ratios, once(noisy[:80]))
+    raw = [found.scale * ratio + found.per_block + found.corrections.get(workload, 0.0) for workload, ratio in ratios.items()]
+    assert min(raw) > -1e-9 and sum(value < 1e-9 for value in raw) > 0
+    errors = predicted(found, counts[80:], ratios) / (0.2 + counts[80:] @ true) - 1
+    assert np.abs(errors).mean() < 0.02 and abs(errors.mean()) < 0.005
+
+
+def test_a_term_of_the_line_is_not_missed_for_corrections():
+    """What corrections explain is in the way of seeing that every network costs something beyond its blocks."""
+    counts, ratios = random_networks(160, seed=2)
+    true = np.array(list(ratios.values())) * np.random.default_rng(0).uniform(0.2, 2.0, BLOCKS)
+    found = fit_calibration(counts[:60], ratios, once(0.2 + counts[:60] @ true))
+    assert found.intercept == pytest.approx(0.2, abs=0.02)
+    assert np.abs(predicted(found, counts[60:], ratios) / (0.2 + counts[60:] @ true) - 1).mean() < 0.005
 
 
 def test_without_networks_the_table_is_a_plain_sum():
-    assert fit_calibration(np.empty((0, 1), np.int64), {"block": 1.0}, np.empty(0)) == Calibration()
+    assert fit_calibration(np.empty((0, 1), np.int64), {"block": 1.0}, []) == Calibration()
 
 
 @settings(max_examples=50, deadline=None)
@@ -116,7 +229,7 @@ def test_without_networks_the_table_is_a_plain_sum():
 def test_few_networks_never_fit_more_terms_than_they_can_bear(count, seed):
     counts, ratios = random_networks(count, seed)
     noisy = line_of(counts, ratios, 0.8, 0.05, 0.0) * np.random.default_rng(seed).normal(1, 0.02, count)
-    found = fit_calibration(counts, ratios, noisy)
+    found = fit_calibration(counts, ratios, once(noisy))
     assert np.isfinite([found.scale, found.intercept, found.per_block]).all() and not found.corrections
     if count < 8:
         assert found.intercept == 0 and found.per_block == 0
@@ -125,7 +238,7 @@ def test_few_networks_never_fit_more_terms_than_they_can_bear(count, seed):
 
 def test_networks_of_one_depth_cannot_show_a_cost_per_block():
     counts, ratios = random_networks(30, depth=8)
-    found = fit_calibration(counts, ratios, line_of(counts, ratios, 0.9, 0.1, 0.0))
+    found = fit_calibration(counts, ratios, once(line_of(counts, ratios, 0.9, 0.1, 0.0)))
     assert found.per_block == 0 and found.intercept == pytest.approx(0.1)
 
 
