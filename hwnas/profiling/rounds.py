@@ -24,7 +24,7 @@ from hwnas.errors import InputError
 from hwnas.files import write_atomic
 from hwnas.latency.sessions import combine_sessions
 from hwnas.profiling.device import Device, TimeOverError
-from hwnas.profiling.environment import require_same_environment
+from hwnas.profiling.environment import SETTINGS_PREFIX, require_same_environment
 from hwnas.profiling.preparing import Models, prepare_ahead
 from hwnas.profiling.session import SessionSamples, read_session
 from hwnas.profiling.timing import TimingPlan
@@ -87,9 +87,14 @@ def check_not_negative(name: str, value: float) -> None:
 
 
 def measurement_folder(environment: Mapping[str, Any]) -> Path:
-    """`<device>/<runtime>-<precision>-<threads>t`: where measurements of one kind lie together."""
-    device = re.sub(r"[^a-z0-9]+", "-", str(environment["device"]).lower()).strip("-")
-    return Path(device, f"{environment['runtime']}-{environment['precision']}-{environment['threads']}t")
+    """`<device>/<runtime>-<precision>-<threads>t`: where measurements of one kind lie together.
+
+    The device is the GPU of a runtime that has one, else the processor's name and identity: a virtual machine calls several
+    generations by one name, whose tables would be in each other's way.
+    """
+    device = environment.get(f"{SETTINGS_PREFIX}gpu") or f"{environment['device']} {environment['device_id']}"
+    folder = re.sub(r"[^a-z0-9]+", "-", str(device).lower()).strip("-")
+    return Path(folder, f"{environment['runtime']}-{environment['precision']}-{environment['threads']}t")
 
 
 def measure_rounds(models: Models, measured: Measured, journal: Path, device: Device,

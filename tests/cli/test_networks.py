@@ -144,7 +144,7 @@ def test_what_is_not_installed_exits_with_5(tiny, monkeypatch, tmp_path):
 
 # Elsewhere
 
-TABLE = Path(__file__).parents[2] / "latency_tables/amd-epyc/onnxruntime-cpu-fp32-1t/spos.json"
+TABLE = Path(__file__).parents[2] / "latency_tables/amd-epyc-26-2-1/onnxruntime-cpu-fp32-1t/spos.json"
 
 
 def test_a_network_is_predicted_from_the_table_of_its_space():

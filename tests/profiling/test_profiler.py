@@ -232,7 +232,9 @@ def test_networks_have_sessions_of_their_own(tmp_path):
 
 def test_the_default_path_names_device_runtime_and_space():
     with open_device("onnxruntime-cpu", RuntimeConfig(2)) as opened:
-        device, runtime, file = default_table_path(opened.environment(1), SPACE).parts[1:]
+        environment = opened.environment(1)
+    device, runtime, file = default_table_path(environment, SPACE).parts[1:]
+    assert default_table_path(environment | {"device_id": "another generation"}, SPACE).parts[1] != device
     assert (runtime, file) == ("onnxruntime-cpu-fp32-2t", "small.json")
     assert device and device == device.lower() and not set(device) - set("abcdefghijklmnopqrstuvwxyz0123456789-")
 

@@ -150,10 +150,11 @@ def test_what_a_runtime_refuses_is_left_out(tmp_path):
 
 
 def test_the_default_path_names_device_runtime_and_batch():
-    environment = {"device": "An Old-CPU", "runtime": "onnxruntime-cpu", "precision": "fp32", "threads": 2}
-    folder, device, file = default_ranking_path(environment).parts
-    assert (folder, file) == ("network_latencies", "onnxruntime-cpu-fp32-2t.json") and device == device.lower()
+    environment = {"device": "An Old-CPU", "device_id": "6/85/7", "runtime": "onnxruntime-cpu", "precision": "fp32", "threads": 2}
+    assert default_ranking_path(environment).parts == ("network_latencies", "an-old-cpu-6-85-7", "onnxruntime-cpu-fp32-2t.json")
     assert default_ranking_path(environment | {"threads": 1}, 8).name == "onnxruntime-cpu-fp32-1t-batch8.json"
+    of_a_gpu = environment | {"runtime": "torch-cuda", "setting.gpu": "NVIDIA H200"}
+    assert default_ranking_path(of_a_gpu).parts[1] == "nvidia-h200"
 
 
 # The front
