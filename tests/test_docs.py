@@ -87,6 +87,8 @@ FIGURES = [
      lambda tool, found: tool.hours_markdown(found["rows"])),
     ("latency.md", "schemes", "bench_latency_prediction", "latency-prediction.json",
      lambda tool, found: tool.schemes_markdown(found["rows"])),
+    ("latency.md", "transfers", "bench_latency_prediction", "latency-prediction.json",
+     lambda tool, found: tool.transfers_markdown(found["transfers"])),
     ("latency.md", "context", "bench_context", "context.json", lambda tool, found: tool.markdown(found["rows"])),
     ("training.md", "figures", "bench_supernet", "supernet-cost.json", lambda tool, found: tool.markdown(found)),
     ("networks.md", "ranking", "list_networks", "networks.json", lambda tool, found: tool.markdown(found)),

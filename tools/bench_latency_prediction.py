@@ -7,10 +7,10 @@ Each table is profiled into --folder (and continued there), or read; then the sc
 
 - sum: isolated blocks, added up
 - line: intercept + scale * sum + per_block * blocks, fitted on whole networks
-- corrected: the line, and a correction of every block, drawn towards its isolated measurement (the default)
+- corrected: the line, and a correction of every block, drawn towards its isolated measurement
 - boundaries: the line, and costs of neighbouring pairs, of kinds at a tensor and of blocks; with or without corrections
-- structured: the line, and corrections drawn towards those of blocks that share shape, kernel, expansion and so on; its
-  sessions weighed by how well they fit, or not
+- shared: corrections with a part in common for blocks of the same shape, kernel, expansion and so on
+- shared + weighed: and sessions count the less, the farther they are from what other networks make of theirs (the default)
 - networks only: corrections without isolated measurements: every block is expected to cost the same
 - hosts (with --hosts): the same on blocks measured between two 1x1 convolutions, less the convolutions; counted apart
 
@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,9 +48,9 @@ from hwnas.spaces.load import load_space
 sys.path.append(str(Path(__file__).parent))  # tools are scripts; tests load this one by its path
 from schemes import HOST_SCHEMES, SCHEMES, Floats, Networks, Rows, Scheme, host_costs, host_networks, read_networks
 
-DEFAULT = "corrected"
-DOCUMENTED = ("sum", "line", "corrected", "boundaries", "corrected + boundaries", "structured", "structured, sessions weighed",
-              "networks only", "hosts, sum", "hosts, line", "hosts, corrected")
+DEFAULT = "shared + weighed"
+DOCUMENTED = ("sum", "line", "corrected", "boundaries", "corrected + boundaries", "shared", "shared + weighed",
+              "networks only", "hosts, sum", "hosts, line", "hosts, shared + weighed")
 LEARNING = (16, 24, 32, 48, 64, 96)
 HOSTS_SCHEMA = "hwnas.host-journal/1"
 
@@ -105,7 +106,8 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
         schemes |= {name: (scheme, inside) for name, scheme in HOST_SCHEMES.items()}
     fit, held_out = networks.rows("fit"), networks.rows("held_out")
     predicted = {name: predict(scheme, on, fit) for name, (scheme, on) in schemes.items()}
-    row = {"runtime": table.environment["runtime"], "version": table.environment["runtime_version"], "space": table.space,
+    row = {"device": device_of(table), "runtime": table.environment["runtime"], "version": table.environment["runtime_version"],
+           "space": table.space,
            "minutes": None if table.effort is None else table.effort.minutes, "blocks": len(table.entries),
            "refused": len(refused_blocks(table)), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
            "held_out_sessions": min(len(networks.sessions[row]) for row in held_out),
@@ -114,11 +116,21 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
            "hours": other_hours(table),
            "schemes": {name: judge(networks, held_out, prediction) | cross_validate(*schemes[name], resplits)
                        for name, prediction in predicted.items()},
-           "corrected_from": {str(count): judge(networks, held_out, predict(SCHEMES[DEFAULT], networks, shuffled(fit)[:count]))[
+           "default_from": {str(count): judge(networks, held_out, predict(SCHEMES[DEFAULT], networks, shuffled(fit)[:count]))[
                "mean_error"] for count in LEARNING if count <= len(fit)},
            "noise": noise(networks, held_out, predicted[DEFAULT]),
            "misses": misses(table, networks, held_out, predicted[DEFAULT])}
     return row
+
+
+def device_of(table: LatencyTable) -> str:
+    """As the folder of its tables says it."""
+    return measurement_folder(table.environment).parts[0]
+
+
+def runtime_of(row: dict[str, Any]) -> tuple[str, str]:
+    """What spaces have in common whose coverage is one figure: device and runtime."""
+    return row["device"], row["runtime"]
 
 
 def with_goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,7 +138,7 @@ def with_goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     would be outside of 92 to 98 % in a third of all cases."""
     found = []
     for row in rows:
-        hours = [hour for other in rows if other["runtime"] == row["runtime"] for hour in other["hours"]]
+        hours = [hour for other in rows if runtime_of(other) == runtime_of(row) for hour in other["hours"]]
         pooled = row | {"coverage": coverage(hours)}
         found.append(pooled | {"goal": goal(pooled)})
     return found
@@ -174,6 +186,29 @@ def other_hours(table: LatencyTable) -> list[dict[str, Any]]:
                       "spearman": float(stats.spearmanr(table.predicted_ratios(sitting.networks),
                                                         [record.ratio for record in sitting.networks]).statistic),
                       "mean_square": float(np.mean(errors**2) - np.mean(table.errors(table.judging_networks)**2))})
+    return found
+
+
+def transfers(tables: Sequence[LatencyTable]) -> list[dict[str, Any]]:
+    """What a table says of another device's networks: every two tables of one space and runtime from two devices, both ways.
+
+    Errors are in ratios to the anchor, as if nothing but the anchor had been measured there; `factor` is the one number that
+    would mend them best (a median), and `scaled_mean_error` what it would leave.
+    """
+    found = []
+    for ours, theirs in permutations(tables, 2):
+        same = all(a == b for a, b in ((ours.space, theirs.space), *((ours.environment[key], theirs.environment[key])
+                                                                    for key in ("runtime", "runtime_version", "anchor"))))
+        if same and device_of(ours) != device_of(theirs):
+            records = theirs.judging_networks
+            measured, predicted = np.array([record.ratio for record in records]), ours.predicted_ratios(records)
+            factor = float(np.median(measured / predicted))
+            found.append({"runtime": ours.environment["runtime"], "space": ours.space, "from": device_of(ours),
+                          "to": device_of(theirs), "networks": len(records), "anchor_ms": [ours.anchor_ms, theirs.anchor_ms],
+                          "mean_error": float(np.abs(measured / predicted - 1).mean()), "factor": factor,
+                          "scaled_mean_error": float(np.abs(measured / (factor * predicted) - 1).mean()),
+                          "own_mean_error": theirs.held_out.mean_error,
+                          "spearman": float(stats.spearmanr(predicted, measured).statistic)})
     return found
 
 
@@ -267,13 +302,13 @@ def goal(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The figures of the default scheme, one line for every table, as docs/latency.md shows them."""
-    columns = ("runtime", "space", "goal", "mean error", "scatter", "rounds", "largest", "within 2 %", "within 5 %", "Spearman",
-               "interval", "coverage", "minutes", "timing", "blocks a minute")
+    columns = ("device", "runtime", "space", "goal", "mean error", "scatter", "rounds", "largest", "within 2 %", "within 5 %",
+               "Spearman", "interval", "coverage", "minutes", "timing", "blocks a minute")
     lines = []
     for row in rows:
         found = row["schemes"][DEFAULT]
         missed = [GOAL[part][0] for part, part_found in row["goal"].items() if not part_found["met"]]
-        lines.append((row["runtime"], row["space"], "met" if not missed else f"missed: {', '.join(missed)}",
+        lines.append((*runtime_of(row), row["space"], "met" if not missed else f"missed: {', '.join(missed)}",
                       f"{100 * found['mean_error']:.1f} %", f"{100 * row['noise']['error_share']:.0f} %",
                       say_share(row["noise"]["between_rounds"]), f"{100 * found['max_error']:.1f} %",
                       *(f"{100 * found[f'within_{percent}_percent']:.0f} %" for percent in (2, 5)),
@@ -287,8 +322,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def schemes_markdown(rows: list[dict[str, Any]]) -> str:
     """The mean error of every scheme, averaged over other divisions into fitted and judging networks too."""
     schemes = [name for name in DOCUMENTED if any(name in row["schemes"] for row in rows)]
-    return markdown_table(("runtime", "space", "networks over sums", *schemes), [(
-        row["runtime"], row["space"], f"{100 * row['schemes']['sum']['bias']:+.1f} %", *(
+    return markdown_table(("device", "runtime", "space", "networks over sums", *schemes), [(
+        *runtime_of(row), row["space"], f"{100 * row['schemes']['sum']['bias']:+.1f} %", *(
             f"{100 * row['schemes'][name]['resplit_mean_error']:.2f} %" if name in row["schemes"] else "" for name in schemes))
         for row in rows])
 
@@ -305,19 +340,30 @@ def say_coverage(hours: Sequence[dict[str, Any]]) -> str:
 
 def hours_markdown(rows: list[dict[str, Any]]) -> str:
     """Every sitting in another hour, one line for each, and all together."""
-    columns = ("runtime", "space", "measured", "networks", "interval", "held for", "median error", "mean error", "within 5 %",
-               "Spearman", "the hour added")
-    lines = [(row["runtime"], row["space"], hour["measured_utc"][:16].replace("T", " "), f"{hour['networks']}",
-              f"± {100 * hour['interval']:.1f} %", f"{hour['covered']}", f"{100 * hour['median_error']:+.1f} %",
-              f"{100 * hour['mean_error']:.1f} %", f"{100 * hour['within_5_percent']:.0f} %", f"{hour['spearman']:.3f}",
-              say_added([hour])) for row in rows for hour in row["hours"]]
-    for runtime in [*dict.fromkeys(row["runtime"] for row in rows), "all"]:
-        hours = [hour for row in rows if runtime in (row["runtime"], "all") for hour in row["hours"]]
+    columns = ("device", "runtime", "space", "measured", "networks", "interval", "held for", "median error", "mean error",
+               "within 5 %", "Spearman", "the hour added")
+    lines: list[tuple[str, ...]] = [(
+        *runtime_of(row), row["space"], hour["measured_utc"][:16].replace("T", " "), f"{hour['networks']}",
+        f"± {100 * hour['interval']:.1f} %", f"{hour['covered']}", f"{100 * hour['median_error']:+.1f} %",
+        f"{100 * hour['mean_error']:.1f} %", f"{100 * hour['within_5_percent']:.0f} %", f"{hour['spearman']:.3f}",
+        say_added([hour])) for row in rows for hour in row["hours"]]
+    for runtime in [*dict.fromkeys(map(runtime_of, rows)), ("all", "all")]:
+        hours = [hour for row in rows if runtime in (runtime_of(row), ("all", "all")) for hour in row["hours"]]
         if hours:
             covered, networks = (sum(hour[key] for hour in hours) for key in ("covered", "networks"))
             held_for = f"{covered} ({100 * covered / networks:.1f} %)"
-            lines.append((runtime, "all", f"{len(hours)} sittings", f"{networks}", "", held_for, *[""] * 4, say_added(hours)))
+            lines.append((*runtime, "all", f"{len(hours)} sittings", f"{networks}", "", held_for, *[""] * 4, say_added(hours)))
     return markdown_table(columns, lines)
+
+
+def transfers_markdown(found: Sequence[dict[str, Any]]) -> str:
+    """One line for each table and each other device that it is asked about."""
+    columns = ("runtime", "space", "table of", "networks on", "anchor there", "mean error", "one factor", "mean error left",
+               "of its own table", "Spearman")
+    return markdown_table(columns, [(
+        one["runtime"], one["space"], one["from"], one["to"], f"{100 * (one['anchor_ms'][1] / one['anchor_ms'][0] - 1):+.0f} %",
+        say_share(one["mean_error"]), f"{one['factor']:.2f}", say_share(one["scaled_mean_error"]),
+        say_share(one["own_mean_error"]), f"{one['spearman']:.3f}") for one in found])
 
 
 def say_added(hours: Sequence[dict[str, Any]]) -> str:
@@ -341,8 +387,9 @@ def say_share(figure: float | None) -> str:
 def show(console: Console, row: dict[str, Any], with_goal: bool) -> None:
     """Prints what was found of a table."""
     minutes = "" if row["minutes"] is None else f", {row['minutes']:.1f} minutes"
-    view = Table(title=f"{row['runtime']} {row['version']}, {row['space']}: {row['blocks']} blocks, {row['sessions']} "
-                       f"sessions{minutes}; scatter between sessions {say_share(row['session_scatter'])}", title_justify="left")
+    view = Table(title=f"{row['device']}, {row['runtime']} {row['version']}, {row['space']}: {row['blocks']} blocks, "
+                       f"{row['sessions']} sessions{minutes}; scatter between sessions {say_share(row['session_scatter'])}",
+                 title_justify="left")
     resplit = "resplit_mean_error" in row["schemes"][DEFAULT]
     for column in ("scheme", "mean error", "max", "bias", "within 2 %", "5 %", "10 %", "Spearman", "in the hour",
                    *["resplit mean", "2 %", "5 %"] * resplit):
@@ -358,7 +405,7 @@ def show(console: Console, row: dict[str, Any], with_goal: bool) -> None:
     for line in diagnostics(row):
         console.print(line, soft_wrap=True)
     if with_goal:
-        verdict = Table(title=f"{row['runtime']}, {row['space']}: the goal, by '{DEFAULT}'", title_justify="left")
+        verdict = Table(title=f"{row['device']}, {row['runtime']}, {row['space']}: the goal", title_justify="left")
         for column in ("part", "goal", "figure", "verdict"):
             verdict.add_column(column)
         for part, found in row["goal"].items():
@@ -369,7 +416,7 @@ def show(console: Console, row: dict[str, Any], with_goal: bool) -> None:
 
 def diagnostics(row: dict[str, Any]) -> Iterator[str]:
     """What explains the figures, a line each."""
-    learned = ", ".join(f"{count}: {100 * error:.2f} %" for count, error in row["corrected_from"].items())
+    learned = ", ".join(f"{count}: {100 * error:.2f} %" for count, error in row["default_from"].items())
     yield f"mean error of {DEFAULT} from so many fitted networks: {learned}"
     found = row["noise"]
     yield (f"networks that judge scatter by {say_share(found['scatter'])} between sessions, which alone makes an error of "
@@ -416,9 +463,9 @@ def main() -> None:
         found: list[tuple[LatencyTable, dict[str, Any] | None]]
         if arguments.tables:
             known = {} if arguments.hosts_of is None else {
-                (row["runtime"], row["space"]): row["hosts"] for row in read_json(arguments.hosts_of, "benchmark")["rows"]}
+                (*runtime_of(row), row["space"]): row["hosts"] for row in read_json(arguments.hosts_of, "benchmark")["rows"]}
             tables = [load_table(path) for path in arguments.tables]
-            found = [(table, known.get((table.environment["runtime"], table.space))) for table in tables]
+            found = [(table, known.get((device_of(table), table.environment["runtime"], table.space))) for table in tables]
         else:
             found = [profile(runtime, space, arguments.folder, plan, arguments.anchor, arguments.hosts, progress)
                      for runtime in arguments.runtimes for space in arguments.spaces]
@@ -432,8 +479,10 @@ def main() -> None:
     for row in rows:
         show(console, row, arguments.goal)
     if arguments.output:
-        write_json(arguments.output, {"schema": "hwnas.latency-prediction/1", "rows": rows})
-        print(markdown(rows), hours_markdown(rows), *([schemes_markdown(rows)] if arguments.resplits else []), sep="\n\n")
+        moved = transfers([table for table, _ in found])
+        write_json(arguments.output, {"schema": "hwnas.latency-prediction/2", "rows": rows, "transfers": moved})
+        print(markdown(rows), hours_markdown(rows), *([schemes_markdown(rows)] if arguments.resplits else []),
+              *([transfers_markdown(moved)] if moved else []), sep="\n\n")
 
 
 if __name__ == "__main__":

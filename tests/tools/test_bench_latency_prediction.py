@@ -13,7 +13,7 @@ bench = load_tool("bench_latency_prediction")
 
 def _row():
     """Of a table that was not judged in another hour yet."""
-    table = replace(load_table(next((ROOT / "latency_tables").rglob("onnxruntime*/mobile-cpu.json"))), sittings=())
+    table = replace(load_table(ROOT / "latency_tables/amd-epyc-26-2-1/onnxruntime-cpu-fp32-1t/mobile-cpu.json"), sittings=())
     return bench.with_goals([bench.compare(table, None, resplits=1)])[0], table
 
 
@@ -58,10 +58,26 @@ def test_a_sitting_is_judged_by_the_interval_before_it():
     assert [hour["covered"] for hour in hours][:2] == [2, 1] and hours[2]["interval"] > hours[1]["interval"]
     assert bench.coverage(hours) == (3 + hours[2]["covered"]) / 10
     assert bench.coverage([]) is None and bench.other_hours(table.with_sitting(far))[0]["interval"] == half
-    text = bench.hours_markdown([{"runtime": "r", "space": "s", "hours": hours}, {"runtime": "q", "space": "s", "hours": []}])
+    text = bench.hours_markdown([{"device": "d", "runtime": runtime, "space": "s", "hours": found}
+                                 for runtime, found in (("r", hours), ("q", []))])
     assert len(text.splitlines()) == 7
-    for line, runtime in zip(text.splitlines()[-2:], ("r", "all"), strict=True):
-        assert line.startswith(f"| {runtime} | all | 3 sittings | 10 |")
+    for line, whose in zip(text.splitlines()[-2:], ("d | r", "all | all"), strict=True):
+        assert line.startswith(f"| {whose} | all | 3 sittings | 10 |")
+
+
+def test_a_device_of_which_all_networks_take_half_as_long_again_is_mended_by_one_factor():
+    table = _row()[1]
+    slower = replace(table, environment=dict(table.environment) | {"device_id": "1/2/3"}, networks=tuple(
+        record.model_copy(update={"sessions": tuple(tuple(1.5 * ratio for ratio in session) for session in record.sessions)})
+        for record in table.networks))
+    another_runtime = replace(slower, environment=dict(slower.environment) | {"runtime": "another"})
+    there, back = bench.transfers([table, slower, another_runtime, table])[:2]
+    assert (there["from"], there["to"]) == ("amd-epyc-26-2-1", "amd-epyc-1-2-3") and (back["from"], back["to"]) == (
+        "amd-epyc-26-2-1", "amd-epyc-1-2-3")[::-1]
+    assert abs(there["factor"] - 1.5) < 0.01 and there["spearman"] > 0.99 and there["mean_error"] > 0.4
+    assert abs(there["scaled_mean_error"] - there["own_mean_error"]) < 0.003
+    assert len(bench.transfers_markdown([there, back]).splitlines()) == 4
+    assert not bench.transfers([table, another_runtime]) and not bench.transfers([slower, slower])
 
 
 def test_coverage_is_judged_over_a_runtimes_spaces():
@@ -69,10 +85,11 @@ def test_coverage_is_judged_over_a_runtimes_spaces():
     errors = [0.0] * 37 + [1.0] * 3
     some = bench.other_hours(table.with_sitting(_sitting(table, *errors)))
     all_covered = bench.other_hours(table.with_sitting(_sitting(table, *[0.0] * 40)))
-    rows = [row | {"hours": some}, row | {"hours": all_covered}, row | {"runtime": "another", "hours": all_covered}]
+    rows = [row | {"hours": some}, row | {"hours": all_covered}, row | {"runtime": "another", "hours": all_covered},
+            row | {"device": "another", "hours": some}]
     found = bench.with_goals(rows)
-    assert [one["coverage"] for one in found] == [77 / 80, 77 / 80, 1.0]
-    assert [one["goal"]["coverage"]["met"] for one in found] == [True, True, False]
+    assert [one["coverage"] for one in found] == [77 / 80, 77 / 80, 1.0, 37 / 40]
+    assert [one["goal"]["coverage"]["met"] for one in found] == [True, True, False, True]
 
 
 def test_goal_is_met_at_its_edges_and_missed_beyond():
