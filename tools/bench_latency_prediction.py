@@ -107,8 +107,7 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
     fit, held_out = networks.rows("fit"), networks.rows("held_out")
     predicted = {name: predict(scheme, on, fit) for name, (scheme, on) in schemes.items()}
     row = {"device": device_of(table), "runtime": table.environment["runtime"], "version": table.environment["runtime_version"],
-           "space": table.space,
-           "minutes": None if table.effort is None else table.effort.minutes, "blocks": len(table.entries),
+           "space": table.space, "minutes": None if table.effort is None else table.effort.minutes, "blocks": len(table.entries),
            "refused": len(refused_blocks(table)), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
            "held_out_sessions": min(len(networks.sessions[row]) for row in held_out),
            "hosts": hosts,
@@ -134,8 +133,8 @@ def runtime_of(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def with_goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with each part of the goal. Coverage is a runtime's, over its spaces: of 40 networks, one that covers exactly 95 %
-    would be outside of 92 to 98 % in a third of all cases."""
+    """The rows with each part of the goal. Coverage is a runtime's on a device, over its spaces: of 40 networks, one that covers
+    exactly 95 % would be outside of 92 to 98 % in a third of all cases."""
     found = []
     for row in rows:
         hours = [hour for other in rows if runtime_of(other) == runtime_of(row) for hour in other["hours"]]

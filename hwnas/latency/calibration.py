@@ -112,7 +112,7 @@ def _correct(counts: NDArray[np.integer], isolated: Floats, shared: Floats, term
     for _ in range(_REFITS):
         columns = np.where(free, 0, counts)
         line = _line(columns, isolated)[:, :terms]
-        if np.linalg.matrix_rank(line) < terms:  # too many are free: what was found last has to do
+        if free.any() and np.linalg.matrix_rank(line) < terms:  # too many are free: what was found last has to do
             break
         index, found = fit_effects(line, [[columns * size, (columns * size) @ shared] for size in sizes], sessions, weigh=weigh)
         scale, _, per_block = np.pad(found.coefficients, (0, 3 - terms))
