@@ -35,6 +35,7 @@ from hwnas.ir.network import Network, NetworkBuilder, build_network
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.steps import Space
 from hwnas.lower.onnx import to_onnx
+from hwnas.profiling.anchor import anchor_for
 from hwnas.profiling.device import Device, open_device
 from hwnas.profiling.rounds import (
     RoundsPlan,
@@ -244,7 +245,7 @@ def main() -> None:
         for runtime in arguments.runtimes:
             for space in spaces:
                 try:
-                    with open_device(runtime, RuntimeConfig(threads=1)) as device:
+                    with open_device(runtime, RuntimeConfig(threads=1), anchor=anchor_for((1, *space.input_shape))) as device:
                         row = measure(space, device, arguments.folder, plan, _bar(progress, f"{runtime} {space.name}"))
                 except HwnasError as error:
                     console.print(f"left out: {runtime}, {space.name}: {error}", soft_wrap=True)

@@ -107,8 +107,8 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
     fit, held_out = networks.rows("fit"), networks.rows("held_out")
     predicted = {name: predict(scheme, on, fit) for name, (scheme, on) in schemes.items()}
     row = {"device": device_of(table), "runtime": table.environment["runtime"], "version": table.environment["runtime_version"],
-           "space": table.space, "minutes": None if table.effort is None else table.effort.minutes, "blocks": len(table.entries),
-           "refused": len(refused_blocks(table)), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
+           "space": table.space, "minutes": None if table.effort is None else table.effort.minutes, "blocks": measured_blocks(table),
+           "estimated": len(table.entries) - measured_blocks(table), "refused": len(refused_blocks(table)), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
            "held_out_sessions": min(len(networks.sessions[row]) for row in held_out),
            "hosts": hosts,
            "session_scatter": session_scatter(networks.sessions), "interval": table.held_out.interval,
@@ -125,6 +125,11 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
 def device_of(table: LatencyTable) -> str:
     """As the folder of its tables says it."""
     return measurement_folder(table.environment).parts[0]
+
+
+def measured_blocks(table: LatencyTable) -> int:
+    """How many entries are not estimated."""
+    return sum(entry.label != "estimated" for entry in table.entries.values())
 
 
 def runtime_of(row: dict[str, Any]) -> tuple[str, str]:
@@ -243,7 +248,7 @@ def effort(table: LatencyTable) -> dict[str, float] | None:
     if found is None:
         return None
     return {"minutes": found.minutes, "timing_minutes": found.timing_minutes, "sessions": found.sessions,
-            "planned_sessions": found.planned_sessions, "blocks_per_minute": len(table.entries) / max(found.minutes, 1e-9),
+            "planned_sessions": found.planned_sessions, "blocks_per_minute": measured_blocks(table) / max(found.minutes, 1e-9),
             "timing_share": found.timing_minutes / max(found.minutes, 1e-9)}
 
 
@@ -301,13 +306,13 @@ def goal(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The figures of the default scheme, one line for every table, as docs/latency.md shows them."""
-    columns = ("device", "runtime", "space", "goal", "mean error", "scatter", "rounds", "largest", "within 2 %", "within 5 %",
+    columns = ("device", "runtime", "space", "blocks", "goal", "mean error", "scatter", "rounds", "largest", "within 2 %", "within 5 %",
                "Spearman", "interval", "coverage", "minutes", "timing", "blocks a minute")
     lines = []
     for row in rows:
         found = row["schemes"][DEFAULT]
         missed = [GOAL[part][0] for part, part_found in row["goal"].items() if not part_found["met"]]
-        lines.append((*runtime_of(row), row["space"], "met" if not missed else f"missed: {', '.join(missed)}",
+        lines.append((*runtime_of(row), row["space"], say_blocks(row), "met" if not missed else f"missed: {', '.join(missed)}",
                       f"{100 * found['mean_error']:.1f} %", f"{100 * row['noise']['error_share']:.0f} %",
                       say_share(row["noise"]["between_rounds"]), f"{100 * found['max_error']:.1f} %",
                       *(f"{100 * found[f'within_{percent}_percent']:.0f} %" for percent in (2, 5)),
@@ -378,6 +383,11 @@ def say_figure(part: str, figure: float | None) -> str:
     return f"{figure:.{decimals[part]}f}" if part in decimals else say_share(figure)
 
 
+def say_blocks(row: dict[str, Any]) -> str:
+    """How many were measured, of how many where others are estimated."""
+    return f"{row['blocks']:,}" + (f" of {row['blocks'] + row['estimated']:,}" if row["estimated"] else "")
+
+
 def say_share(figure: float | None) -> str:
     """A share with one decimal."""
     return "unknown" if figure is None else f"{100 * figure:.1f} %"
@@ -386,7 +396,7 @@ def say_share(figure: float | None) -> str:
 def show(console: Console, row: dict[str, Any], with_goal: bool) -> None:
     """Prints what was found of a table."""
     minutes = "" if row["minutes"] is None else f", {row['minutes']:.1f} minutes"
-    view = Table(title=f"{row['device']}, {row['runtime']} {row['version']}, {row['space']}: {row['blocks']} blocks, "
+    view = Table(title=f"{row['device']}, {row['runtime']} {row['version']}, {row['space']}: {say_blocks(row)} blocks, "
                        f"{row['sessions']} sessions{minutes}; scatter between sessions {say_share(row['session_scatter'])}",
                  title_justify="left")
     resplit = "resplit_mean_error" in row["schemes"][DEFAULT]
@@ -450,13 +460,14 @@ def main() -> None:
     parser.add_argument("--hosts-of", type=Path, help="with --tables: take what hosts cost from this earlier --output")
     parser.add_argument("--goal", action="store_true", help="print each part of the goal, met or not")
     parser.add_argument("--resplits", type=int, default=10, help="other divisions into fitted and judging networks")
+    parser.add_argument("--blocks", type=int, help="measure so many and estimate the others; all when left out")
     parser.add_argument("--fit-networks", type=int, default=96)
     parser.add_argument("--fit-sessions", type=int, default=2)
     parser.add_argument("--held-out-networks", type=int, default=40)
     parser.add_argument("--max-minutes", type=float, default=10.0)
     arguments = parser.parse_args()
     plan = ProfilePlan(fit_networks=arguments.fit_networks, fit_sessions=arguments.fit_sessions, held_out_sessions=5,
-                       held_out_networks=arguments.held_out_networks, max_minutes=arguments.max_minutes)
+                       held_out_networks=arguments.held_out_networks, blocks=arguments.blocks, max_minutes=arguments.max_minutes)
     console = Console(width=170)
     with Progress(console=Console(stderr=True)) as progress:
         found: list[tuple[LatencyTable, dict[str, Any] | None]]

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from hwnas.latency.summary import held_out_document, refused_blocks
+from hwnas.latency.summary import block_counts, held_out_document, refused_blocks
 from hwnas.latency.table import load_table
 
 ROOT = Path(__file__).parent.parent
@@ -16,11 +16,14 @@ def rows() -> list[str]:
         table = load_table(path)
         environment, held_out, document = table.environment, table.held_out, held_out_document(table)
         device = f"{environment['device']} (family/model/stepping {environment['device_id']})"
+        counts = block_counts(table)
         roles = Counter(network.role for network in table.networks)
         command = (f"`hwnas profile --device {environment['runtime']} --space {table.space} --threads {environment['threads']} "
-                   f"--fit-networks {roles['fit']} --held-out-networks {roles['held_out']}`")
+                   f"--fit-networks {roles['fit']} --held-out-networks {roles['held_out']}"
+                   + (f" --blocks {counts['ok'] + counts['noisy']}" if counts["estimated"] else "") + "`")
         link = f"[{table.space}]({path.relative_to(path.parents[2])})" + (
-            f" without {len(refused)} refused blocks" if (refused := refused_blocks(table)) else "")
+            f" without {len(refused)} refused blocks" if (refused := refused_blocks(table)) else "") + (
+            f", {counts['estimated']:,} of {len(table.entries):,} blocks estimated" if counts["estimated"] else "")
         cells = (device, f"{environment['runtime']} {environment['runtime_version']}", link, f"{held_out.networks} networks" + (
                      f"; {sum(len(one.networks) for one in table.sittings)} in {held_out.sittings} other hour(s)"
                      if held_out.sittings else ""),

@@ -18,7 +18,8 @@ from hwnas.ir.blocks import ConvBlock
 from hwnas.ir.network import Network, build_network
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.steps import Space
-from hwnas.latency.calibration import Calibration, Traits, block_traits, fit_calibration, fit_effects
+from hwnas.latency.calibration import Calibration, Traits, fit_calibration, fit_effects
+from hwnas.latency.effects import block_traits
 from hwnas.latency.table import LatencyTable, NetworkRecord
 
 Floats = NDArray[np.float64]

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -190,6 +190,13 @@ def quantity(number: float) -> str:
 def big(number: int) -> str:
     """A number of networks: exact while it can be read, else in powers of ten."""
     return f"{number:,}" if number < 10**12 else f"{Decimal(number):.3e}"  # beyond 1e308 there is no float
+
+
+def block_words(counts: Mapping[str, int]) -> str:
+    """How many blocks a table has, and how many of what kind; see `latency.summary.block_counts`."""
+    entries = sum(counts[label] for label in ("ok", "noisy", "imported", "estimated"))
+    estimated = f"{counts['estimated']} estimated, " if counts["estimated"] else ""
+    return f"{entries} ({estimated}{counts['noisy']} noisy, {counts['refused']} refused, {counts['missing']} missing)"
 
 
 def percent(share: float) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hwnas.cli.console import ms, percent, print_facts, print_json, progress_bar, say
+from hwnas.cli.console import block_words, ms, percent, print_facts, print_json, progress_bar, say
 from hwnas.cli.refused import warn_of_refused_networks
 
 
@@ -17,6 +17,8 @@ def kit_build_command(
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     precision: Annotated[str, typer.Option(help="What the runtime computes in.")] = "fp32",
     batch_size: Annotated[int, typer.Option(help="Images a call.", min=1, max=4096)] = 1,
+    blocks: Annotated[int | None, typer.Option(help="Measure so many distinct blocks and estimate the others from them; all when "
+                                                    "left out.")] = None,
     fit_networks: Annotated[int, typer.Option(help="Whole networks that calibrate the blocks; they are most of a kit's size.",
                                               min=0)] = 48,
     held_out_networks: Annotated[int, typer.Option(help="Whole networks that judge the table; 19 or more for an interval.",
@@ -31,7 +33,7 @@ def kit_build_command(
     from hwnas.runtimes.base import RuntimeConfig
     from hwnas.spaces.load import load_space
 
-    plan = ProfilePlan(fit_networks=fit_networks, held_out_networks=held_out_networks)
+    plan = ProfilePlan(blocks=blocks, fit_networks=fit_networks, held_out_networks=held_out_networks)
     loaded = load_space(space)
     with progress_bar("kit") as bar:
         kit = build_kit(loaded, device, output, config=RuntimeConfig(threads, precision), batch_size=batch_size, plan=plan,
@@ -58,13 +60,12 @@ def kit_collect_command(
 ) -> None:
     """Make the latency table of what a kit measured, of a part of it too."""
     from hwnas.latency.seams import cost_model
-    from hwnas.latency.summary import refused_blocks, refused_networks
+    from hwnas.latency.summary import block_counts, refused_networks
     from hwnas.profiling.kit import collect_kit
 
     collected = collect_kit(folder, output, results=results, overwrite=overwrite)
     held_out = cost_model(collected.table).held_out
-    table, missing, refused = collected.table, collected.table.missing_workloads(), refused_blocks(collected.table)
-    noisy = sum(entry.label == "noisy" for entry in table.entries.values())
+    table, counts = collected.table, block_counts(collected.table)
     if collected.missing_sessions:
         say(f"The table is incomplete: {collected.missing_sessions} session(s) are to go. Run the kit's run.py on the device "
             "again, bring back its results, and collect them with --overwrite.")
@@ -72,14 +73,13 @@ def kit_collect_command(
         say(f"{collected.left_out} network(s) were left out, since the device refuses them or a block of theirs.")
     warn_of_refused_networks(table)
     if json:
-        print_json({"table": str(collected.path), "entries": len(table.entries), "noisy": noisy, "missing": len(missing),
-                    "refused": len(refused), "refused_networks": len(refused_networks(table)),
+        print_json({"table": str(collected.path), "entries": len(table.entries), **counts,
+                    "refused_networks": len(refused_networks(table)),
                     "missing_sessions": collected.missing_sessions, "anchor_ms": table.anchor_ms,
                     "held_out": vars(held_out)})
         return
     facts = [("file", collected.path), ("device", table.environment["device"]),
-             ("blocks", f"{len(table.entries)} ({noisy} noisy, {len(missing)} missing, {len(refused)} refused)"),
-             ("anchor", f"{ms(table.anchor_ms)} ms")]
+             ("blocks", block_words(counts)), ("anchor", f"{ms(table.anchor_ms)} ms")]
     if held_out.networks:
         facts += [("judged on", f"{held_out.networks} network(s) that no fit has seen"),
                   ("mean error", f"{percent(held_out.mean_error)}, largest {percent(held_out.max_error)}")]

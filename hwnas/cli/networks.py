@@ -112,6 +112,7 @@ def _operations(nodes: "Sequence[Node]") -> list[str]:
 
 def _rank(chosen: "list[ReferenceNetwork]", device: str, threads: int, precision: str, batch_size: int, plot: Path | None,
           output: Path | None, max_minutes: float, restart: bool, json: bool) -> None:
+    from hwnas.profiling.anchor import LARGE_ANCHOR
     from hwnas.profiling.device import open_device
     from hwnas.profiling.ranking import TIMING, default_ranking_path, rank_networks
     from hwnas.profiling.rounds import RoundsPlan
@@ -121,7 +122,8 @@ def _rank(chosen: "list[ReferenceNetwork]", device: str, threads: int, precision
 
     if plot is not None:
         check_picture_path(plot)
-    with open_device(device, RuntimeConfig(threads, precision)) as opened:
+    # one yardstick for all of them, so that they share a file: that of large images, which all but two have
+    with open_device(device, RuntimeConfig(threads, precision), anchor=LARGE_ANCHOR) as opened:
         path = output or default_ranking_path(opened.environment(batch_size), batch_size)
         say(f"Timing {len(chosen)} network(s) on {device}, {threads} thread(s), {precision}, into {path}; "
             "an interrupted run continues.")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hwnas.cli.console import ms, percent, print_facts, print_json, progress_bar, say
+from hwnas.cli.console import block_words, ms, percent, print_facts, print_json, progress_bar, say
 from hwnas.cli.options import processors
 from hwnas.cli.refused import warn_of_refused, warn_of_refused_networks
 
@@ -19,6 +19,8 @@ def profile_command(
     batch_size: Annotated[int, typer.Option(help="Images a call.", min=1, max=4096)] = 1,
     cpus: Annotated[str | None, typer.Option(help="Processors to run on, \"2,3\"; by default the last ones.")] = None,
     max_minutes: Annotated[float, typer.Option(help="Stop measuring after this long.", min=0.0)] = 30.0,
+    blocks: Annotated[int | None, typer.Option(help="Measure so many distinct blocks and estimate the others from them; all when "
+                                                    "left out.")] = None,
     fit_networks: Annotated[int, typer.Option(help="Whole networks that calibrate the blocks.", min=0)] = 48,
     held_out_networks: Annotated[int, typer.Option(help="Whole networks that judge the table; 19 or more for an interval.",
                                                    min=0)] = 24,
@@ -27,7 +29,7 @@ def profile_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     from hwnas.latency.seams import cost_model
-    from hwnas.latency.summary import refused_blocks, refused_networks
+    from hwnas.latency.summary import block_counts, refused_blocks, refused_networks
     from hwnas.profiling.anchor import anchor_for
     from hwnas.profiling.device import open_device
     from hwnas.profiling.profiler import ProfilePlan, default_table_path, profile_space
@@ -35,7 +37,7 @@ def profile_command(
     from hwnas.spaces.load import load_space
 
     loaded = load_space(space)
-    plan = ProfilePlan(max_minutes=max_minutes, fit_networks=fit_networks, held_out_networks=held_out_networks)
+    plan = ProfilePlan(max_minutes=max_minutes, blocks=blocks, fit_networks=fit_networks, held_out_networks=held_out_networks)
     anchor = anchor_for((batch_size, *loaded.input_shape))
     with open_device(device, RuntimeConfig(threads, precision), processors(cpus), anchor) as opened:
         path = output or default_table_path(opened.environment(batch_size), loaded)
@@ -44,22 +46,20 @@ def profile_command(
         with progress_bar("profile") as bar:
             table = profile_space(loaded, opened, path, batch_size=batch_size, plan=plan, seed=seed, restart=restart,
                                   progress=bar)
-    noisy = sum(entry.label == "noisy" for entry in table.entries.values())
-    missing, refused, held_out = table.missing_workloads(), refused_blocks(table), cost_model(table).held_out
+    counts, held_out = block_counts(table), cost_model(table).held_out
     warn_of_refused(table)
     warn_of_refused_networks(table)
-    if missing or (table.effort is not None and not table.effort.complete):
+    if counts["missing"] or (table.effort is not None and not table.effort.complete):
         say("The time was over before everything was measured: the same command completes the table.")
     elif path.read_bytes() == before:
         say("The table was complete already, and nothing was measured: --restart measures it again, with the numbers given.")
     if json:
-        print_json({"table": str(path), "entries": len(table.entries), "noisy": noisy, "missing": len(missing),
-                    "refused": refused, "refused_networks": refused_networks(table),
+        print_json({"table": str(path), "entries": len(table.entries), **counts,
+                    "refused": refused_blocks(table), "refused_networks": refused_networks(table),
                     "effort": table.effort.model_dump() if table.effort else None,
                     "anchor_ms": table.anchor_ms, "held_out": vars(held_out)})
         return
-    blocks = f"{len(table.entries)} ({noisy} noisy, {len(refused)} refused, {len(missing)} missing)"
-    facts = [("file", path), ("blocks", blocks), ("anchor", f"{ms(table.anchor_ms)} ms")]
+    facts = [("file", path), ("blocks", block_words(counts)), ("anchor", f"{ms(table.anchor_ms)} ms")]
     if held_out.networks:
         facts += [("judged on", f"{held_out.networks} network(s) that no fit has seen"),
                   ("mean error", f"{percent(held_out.mean_error)}, largest {percent(held_out.max_error)}"),

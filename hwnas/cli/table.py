@@ -255,10 +255,17 @@ def _document(file: Path, table: "LatencyTable") -> dict[str, Any]:
     """What `show --json` prints, but for the dearest blocks."""
     from hwnas.latency.compare import is_additive
     from hwnas.latency.seams import cost_model
-    from hwnas.latency.summary import block_costs, excluded_options, held_out_document, refused_blocks, refused_networks
+    from hwnas.latency.summary import (
+        block_costs,
+        block_counts,
+        estimate_error,
+        excluded_options,
+        held_out_document,
+        refused_blocks,
+        refused_networks,
+    )
 
     stored = table.to_dict()
-    labels = [entry.label for entry in table.entries.values()]
     known = [(row.relative_ci, row.workload) for row in block_costs(table) if row.relative_ci is not None]
     relative_ci, workload = max(known, default=(None, None))
     refused = refused_blocks(table)
@@ -268,9 +275,8 @@ def _document(file: Path, table: "LatencyTable") -> dict[str, Any]:
         "anchor": {"name": table.anchor.name, "sha256": table.anchor.sha256, "latency_ms": table.anchor_ms,
                    "sessions": len(table.anchor.sessions_ms), "spread_ms": table.anchor.spread_ms,
                    "clock_mhz": table.anchor.clock_mhz},
-        "entries": {"count": len(labels), **{label: labels.count(label) for label in ("ok", "noisy", "imported")},
-                    "refused": len(refused), "missing": len(table.missing_workloads()), "widest_relative_ci": relative_ci,
-                    "widest": workload},
+        "entries": {"count": len(table.entries), **block_counts(table), "widest_relative_ci": relative_ci, "widest": workload,
+                    "estimate_error": estimate_error(table)},
         "refused": _refused(refused), "excluded_options": [one._asdict() for one in excluded_options(table)],
         "refused_networks": [{"network": name, "reason": reason} for name, reason in refused_networks(table).items()],
         "effort": None if table.effort is None else stored["effort"] | {"complete": table.effort.complete},
@@ -284,8 +290,8 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The document in words."""
     there, anchor, entries = document["environment"], document["anchor"], document["entries"]
     settings = ", ".join(f"{key.removeprefix(_SETTING)} {value}" for key, value in there.items() if key.startswith(_SETTING))
-    counts = ", ".join(f"{entries[label]} {label}" for label in ("ok", "noisy", "imported", "refused", "missing")
-                       if entries[label])
+    counts = ", ".join(f"{entries[label]} {label}" for label in ("ok", "noisy", "imported", "estimated", "refused",
+                                                                      "missing") if entries[label])
     runtime = [there.get("runtime"), there.get("runtime_version"), there.get("precision")]
     facts = [("file", f"{document['file']}, {document['bytes'] / 1024:.0f} KiB"),
              ("space", f"{document['space']} ({document['space_hash'][:12]}), {big(document['size'])} networks"),
@@ -311,6 +317,9 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
     facts.append(("blocks", f"{entries['count']} ({counts})"))
     if entries["widest"] is not None:
         facts.append(("widest interval", f"± {percent(entries['widest_relative_ci'])}, {entries['widest']}"))
+    if entries["estimate_error"] is not None:
+        facts.append(("estimates", f"off by {percent(entries['estimate_error'])} in the median, as measured blocks show that are "
+                      "left out"))
     if document["networks"]["fit"] or document["networks"]["exported"]:
         facts.append(("calibration", _calibration(document["calibration"])))
     return [*facts, *_held_out_facts(document["held_out"]), ("additive", _additive(document["additive"]))]

@@ -14,22 +14,19 @@ errors, since a promise is relative.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.ir.block import Part
 from hwnas.ir.grid import Floats
+from hwnas.latency.effects import Effects, fit_levels, trait_matrix
 
 Traits = Mapping[str, frozenset[str]]
 """By workload, what it has in common with others."""
 
 _ROWS_PER_TERM = 4  # fewer networks than this for each term of the line, and the fit learns the noise
 _LEAST_FOR_CORRECTIONS = 24  # networks
-_SPREADS = np.geomspace(0.1, 100, 31)  # of what a level of effects does to a network, over a network's noise
-_SWEEPS = 4  # over the levels; mostly no spread changes in the second
 _WEIGHINGS = 3  # of sessions, after which weights hardly move
 _REFITS = 4  # without blocks that would shorten networks
 _DEGREES = 4  # of Student's t for sessions: one bad session in twenty or so
@@ -144,47 +141,9 @@ def _leave_one_out_error(columns: Floats) -> float:
     return float(np.sqrt(np.mean((residuals / (1 - leverage)) ** 2)))
 
 
-def block_traits(part: Part) -> frozenset[str]:
-    """What a block may have in common with others: input shape, kind and every field, those of a block inside of it too."""
-    return frozenset({f"{part.input_shape}", *_told(part.block.to_dict())})
-
-
-def _told(fields: Mapping[str, Any]) -> list[str]:
-    kind = fields["kind"]
-    inside = [trait for value in fields.values() if isinstance(value, Mapping) for trait in _told(value)]
-    return [kind, *inside, *(f"{kind}.{name}={value}" for name, value in fields.items()
-                             if name != "kind" and not isinstance(value, Mapping))]
-
-
-def trait_matrix(told: Sequence[frozenset[str]]) -> Floats:
-    """Which block has which trait; (blocks, traits). Only what some have and others do not; of mean square 1 over blocks."""
-    traits = [trait for trait in sorted(frozenset().union(*told)) if 1 < sum(trait in own for own in told) < len(told)]
-    has = np.array([[trait in own for trait in traits] for own in told], np.float64).reshape(len(told), len(traits))
-    return has / np.sqrt(max(has.sum(axis=1).mean(), 1.0)) if traits else has
-
-
-@dataclass(frozen=True)
-class Effects:
-    """A line and shrunken effects, fitted to networks.
-
-    Attributes:
-        coefficients: Of the line.
-        effects: One array for each level.
-        left_out: How much more each network takes than a fit without it expects, as a share of what it takes.
-        unlikeliness: Minus the logarithm of the restricted likelihood, up to a constant.
-    """
-
-    coefficients: Floats
-    effects: tuple[Floats, ...]
-    left_out: Floats
-    unlikeliness: float
-
-
 def fit_effects(line: Floats, choices: Sequence[Sequence[Floats]], sessions: Sequence[Floats], *,
                 weigh: bool = True) -> tuple[int, Effects]:
     """Fits a line and random effects in levels, whose spreads maximise the restricted likelihood, to relative errors.
-
-    Restricted likelihood: Patterson and Thompson, "Recovery of inter-block information when block sizes are unequal", 1971.
 
     Args:
         line: What is not shrunk; (networks, terms).
@@ -193,12 +152,15 @@ def fit_effects(line: Floats, choices: Sequence[Sequence[Floats]], sessions: Seq
         weigh: Trusts a session less the farther it is from what the other networks make of its own; else their median counts.
 
     Returns:
-        Which choice is likeliest, and its fit.
+        Which choice is likeliest, and its fit, whose `left_out` are shares of what networks take.
     """
 
     def fitted(target: Floats, weights: Floats) -> tuple[int, Effects]:
-        fits = [_likeliest(line, levels, target, weights) for levels in choices]
-        return min(enumerate(fits), key=lambda found: found[1].unlikeliness)
+        ones = np.sqrt(weights)
+        scale = ones / target
+        fits = [fit_levels(line * scale[:, None], [level * scale[:, None] for level in levels], ones) for levels in choices]
+        index, best = min(enumerate(fits), key=lambda found: found[1].unlikeliness)
+        return index, replace(best, left_out=best.left_out / ones)
 
     target = np.array([np.median(one) for one in sessions], np.float64)
     found = fitted(target, np.ones(len(target)))
@@ -221,61 +183,3 @@ def _weigh(sessions: Sequence[Floats], expected: Floats) -> tuple[Floats, Floats
     # Not their sum: a network errs by more than the scatter of its sessions, so that many sessions do not make it worth many.
     worth = np.array([own.mean() for own in weights])
     return np.array(means), worth / worth.mean()
-
-
-def _likeliest(line: Floats, levels: Sequence[Floats], target: Floats, weights: Floats) -> Effects:
-    """The fit whose spreads are likeliest, found level by level from none."""
-    scale = np.sqrt(weights) / target
-    line, levels, ones = line * scale[:, None], [level * scale[:, None] for level in levels], np.sqrt(weights)
-    kernels = [level @ level.T for level in levels]
-    grids = [np.array([0.0, *(_SPREADS**2 * len(ones) / max(np.trace(kernel), 1e-30))]) for kernel in kernels]
-    variances = [0.0] * len(levels)
-    for _ in range(_SWEEPS):
-        before = list(variances)
-        for level, grid in enumerate(grids):
-            others = _covariance([*variances[:level], 0.0, *variances[level + 1:]], kernels)
-            variances[level] = float(grid[np.argmin(_unlikeliness(line, ones, others, kernels[level], grid))])
-        if variances == before:
-            break
-    return _generalised_least_squares(line, levels, kernels, variances, ones)
-
-
-def _covariance(variances: Sequence[float], kernels: Sequence[Floats]) -> Floats:
-    """Of networks, over that of their noise."""
-    return np.eye(len(kernels[0])) + sum(variance * kernel for variance, kernel in zip(variances, kernels, strict=True))
-
-
-def _unlikeliness(line: Floats, ones: Floats, others: Floats, kernel: Floats, variances: Floats) -> Floats:
-    """Minus the logarithm of the restricted likelihood with covariance `others + variance * kernel`, up to a constant, for each
-    variance: at once, in coordinates in which all of these covariances are diagonal."""
-    whiten = np.linalg.inv(np.linalg.cholesky(others))
-    values, vectors = np.linalg.eigh(whiten @ kernel @ whiten.T)
-    rotate = vectors.T @ whiten
-    x, y = rotate @ line, rotate @ ones
-    diagonal = 1 + variances[:, None] * np.maximum(values, 0.0)  # (variances, networks)
-    information = np.einsum("nt,vn,nu->vtu", x, 1 / diagonal, x)
-    projection = np.einsum("nt,vn,n->vt", x, 1 / diagonal, y)
-    explained = np.einsum("vt,vt->v", projection, np.linalg.solve(information, projection[:, :, None])[:, :, 0])
-    degrees = len(ones) - line.shape[1]
-    noise = np.maximum((y**2 / diagonal).sum(axis=1) - explained, 1e-30) / degrees
-    return 0.5 * (degrees * np.log(noise) + np.log(diagonal).sum(axis=1) + np.linalg.slogdet(others)[1]
-                  + np.linalg.slogdet(information)[1])
-
-
-def _generalised_least_squares(line: Floats, levels: Sequence[Floats], kernels: Sequence[Floats], variances: Sequence[float],
-                               ones: Floats) -> Effects:
-    """Mean and leave-one-out residuals with covariance `1 + sum of variance * kernel`.
-
-    Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sec. 2.7 and 5.4.2.
-    """
-    covariance = _covariance(variances, kernels)
-    inverse = np.linalg.inv(covariance)
-    information = line.T @ inverse @ line
-    coefficients = np.asarray(np.linalg.solve(information, line.T @ inverse @ ones), np.float64)
-    rest = inverse @ (ones - line @ coefficients)
-    projected = inverse - inverse @ line @ np.linalg.solve(information, line.T @ inverse)
-    degrees = len(ones) - line.shape[1]
-    noise = max(float((ones - line @ coefficients) @ rest), 1e-30) / degrees
-    unlikeliness = 0.5 * (degrees * np.log(noise) + np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(information)[1])
-    return Effects(coefficients, tuple(variance * (level.T @ rest) for variance, level in zip(variances, levels, strict=True)),
-                   rest / np.maximum(projected.diagonal(), 1e-12) / ones, float(unlikeliness))

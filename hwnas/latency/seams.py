@@ -25,7 +25,8 @@ from hwnas.ir.quantized import HalfPrecision, Quantized, has_convolutions
 from hwnas.ir.shape import TensorShape
 from hwnas.ir.space import Decision, SearchSpace
 from hwnas.ir.steps import Edge, Space, Step
-from hwnas.latency.calibration import WORTH, Calibration, block_traits, fit_calibration
+from hwnas.latency.calibration import WORTH, Calibration, fit_calibration
+from hwnas.latency.effects import block_traits
 from hwnas.latency.table import HeldOut, LatencyTable, NetworkRecord, Prediction, judge, measured_ratios, path_costs
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from hwnas.ir.steps import Edge, Step
+from hwnas.latency.estimates import LEAST_BLOCKS, estimate_blocks
 from hwnas.latency.refusals import network_of
 from hwnas.latency.seams import cost_model
 from hwnas.latency.table import LatencyTable
@@ -30,8 +31,8 @@ class BlockCost:
         isolated_upper_ms: Upper end.
         latency_ms: What it adds to a network, after calibration; None for a block that the space does not have or that is
             refused.
-        label: `ok`, `noisy` or `imported`.
-        sessions: How many fresh sessions measured it; 0 for an imported one.
+        label: `ok`, `noisy`, `imported` or `estimated`.
+        sessions: How many fresh sessions measured it; 0 for one of the latter two.
     """
 
     block: str
@@ -117,8 +118,24 @@ def block_costs(table: LatencyTable) -> list[BlockCost]:
             block, shape, entry.ratio, entry.ratio * anchor_ms, None if low is None else low * anchor_ms,
             None if high is None else high * anchor_ms,
             cost_ms if cost_ms < math.inf else None, entry.label,
-            0 if entry.label == "imported" else len(entry.sessions)))
+            len(entry.sessions) if entry.is_measured else 0))
     return rows
+
+
+def block_counts(table: LatencyTable) -> dict[str, int]:
+    """How many entries have each label, and how many blocks of the space have none, since they are refused or missing."""
+    labels = [entry.label for entry in table.entries.values()]
+    return {**{label: labels.count(label) for label in ("ok", "noisy", "imported", "estimated")},
+            "refused": len(refused_blocks(table)), "missing": len(table.missing_workloads())}
+
+
+def estimate_error(table: LatencyTable) -> float | None:
+    """Median relative error of estimates of its measured blocks, each when left out; None where no block is estimated."""
+    measured = {workload: entry.ratio for workload, entry in table.entries.items() if entry.is_measured}
+    if len(measured) == len(table.entries) or len(measured) < LEAST_BLOCKS:
+        return None
+    parts = {workload: part for workload, part in table.search_space.measured_parts.items() if workload in measured}
+    return estimate_blocks(parts, measured).typical_error
 
 
 def measured_networks(table: LatencyTable) -> list[MeasuredNetwork]:

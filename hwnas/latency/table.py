@@ -25,15 +25,17 @@ from hwnas.ir.architecture import Architecture
 from hwnas.ir.block import Part
 from hwnas.ir.documents import space_from_dict
 from hwnas.ir.steps import Edge, Space, Step
-from hwnas.latency.calibration import Calibration, block_traits, fit_calibration
+from hwnas.latency.calibration import Calibration, fit_calibration
 from hwnas.latency.correlation import rank_correlation
+from hwnas.latency.effects import block_traits
 from hwnas.latency.sessions import combine_ratios, student_t95
 
 # History of the format; `_UPGRADES`, below, makes each of the next.
 # 1 (2026-11): first.
 # 2 (2026-11): `refused`, the blocks that a runtime does not run, and `effort`, what the measurement took.
 # 3 (2026-11): `sittings`, networks that judge the table in other hours, and the anchor's `clocks_mhz`.
-SCHEMA = "hwnas.latency-table/3"
+# 4 (2026-11): entries that are estimated from others.
+SCHEMA = "hwnas.latency-table/4"
 COVERAGE = 0.95
 
 # A machine has ratios of its own for hours, which the networks of one hour share and cannot show. What another hour adds to a
@@ -84,12 +86,18 @@ class EntryRecord(_Record):
 
     Attributes:
         sessions: One tuple of paired ratios for every fresh session.
-        label: `ok`; `noisy` when the sessions disagree by more than the profiler's target; or `imported` when another tool
-            measured it, so that neither sessions nor an interval are known.
+        label: `ok`; `noisy` when the sessions disagree by more than the profiler's target; `imported` when another tool measured
+            it, so that neither sessions nor an interval are known; or `estimated` from the entries that were measured (see
+            `latency.estimates`), when there is one session of one ratio.
     """
 
     sessions: tuple[tuple[float, ...], ...] = Field(min_length=1)
-    label: Literal["ok", "noisy", "imported"]
+    label: Literal["ok", "noisy", "imported", "estimated"]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there are sessions of its own."""
+        return self.label in ("ok", "noisy")
 
     @property
     def ratio(self) -> float:
@@ -99,7 +107,7 @@ class EntryRecord(_Record):
     @property
     def ratio_ci(self) -> tuple[float, float] | None:
         """95 % confidence interval of `ratio` over sessions; None where it is unknown."""
-        return None if self.label == "imported" else combine_ratios(self.sessions).ratio_ci
+        return combine_ratios(self.sessions).ratio_ci if self.is_measured else None
 
 
 class NetworkRecord(_Record):
@@ -518,8 +526,13 @@ def _upgrade_2(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"schema": "hwnas.latency-table/3", "sittings": []}
 
 
+def _upgrade_3(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 had measured every block."""
+    return document | {"schema": "hwnas.latency-table/4"}
+
+
 _UPGRADES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "hwnas.latency-table/1": _upgrade_1, "hwnas.latency-table/2": _upgrade_2}
+    "hwnas.latency-table/1": _upgrade_1, "hwnas.latency-table/2": _upgrade_2, "hwnas.latency-table/3": _upgrade_3}
 """What makes a document of the next version out of one of an earlier version."""
 
 

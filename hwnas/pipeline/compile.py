@@ -378,7 +378,7 @@ def _profiled(config: CompileConfig, space: Space, root: Path, stage: Stage, tar
     settings = config.profile
     with stage("profile") as bar:
         plan = ProfilePlan(min_sessions=settings.sessions, max_sessions=max(settings.sessions, ProfilePlan.max_sessions),
-                           max_minutes=settings.max_minutes)
+                           max_minutes=settings.max_minutes, blocks=settings.blocks)
         with target.open() as device:
             return profile_space(space, device, root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
 

@@ -17,6 +17,7 @@ from hwnas.export.certify import (
     CertificationPlan,
 )
 from hwnas.files import read_yaml
+from hwnas.latency.estimates import LEAST_BLOCKS
 
 
 class _Section(BaseModel):
@@ -37,6 +38,7 @@ class ProfileSection(_Section):
     precision: str = "fp32"
     batch_size: int = Field(1, ge=1)
     sessions: int = Field(2, ge=1, le=50)
+    blocks: int | None = Field(None, ge=LEAST_BLOCKS)  # measure so many and estimate the others
     max_minutes: float = Field(30.0, gt=0)
     table: Path | None = None  # use this table instead of measuring
 

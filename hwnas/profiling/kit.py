@@ -165,8 +165,8 @@ def collect_kit(folder: str | os.PathLike[str], output: str | os.PathLike[str] |
     _require_results(kit, path, measured, refused)
     networks = [Workload(one.key, one.role, PackedModel(kit, one.program), one.choices) for one in kit.measurable(refused)
                 if one.role != "entry"]
-    workloads = [*plan_blocks(space, kit.batch_size), *networks]
-    plan = ProfilePlan(**{**kit.plan, "timing": TimingPlan(**kit.plan["timing"])})
+    plan = _plan_of(kit)
+    workloads = [*plan_blocks(space, kit.batch_size, plan.blocks, kit.seed), *networks]
     table = assemble_table(space, environment, plan, workloads, measured, refused, preparing_s=read_preparing_s(path))
     target = Path(output) if output is not None else default_table_path(environment, space)
     with locked(target, "latency table"):
@@ -209,7 +209,7 @@ class _Builder:
             The manifest's workloads, and what the converter refuses, blocks and whole networks.
         """
         self._anchor = self._add(folder, anchor_model(self._anchor_name))
-        blocks = plan_blocks(self._space, self._batch_size)
+        blocks = plan_blocks(self._space, self._batch_size, self._plan.blocks, self._seed)
         refused = self._convert(blocks, progress)
         networks = min(self._plan.fit_networks + self._plan.held_out_networks, self._space.size)
         rows: list[dict[str, Any]] = []
@@ -230,7 +230,8 @@ class _Builder:
             for network in (network for network in chosen if network.key not in refused):
                 try:
                     rows.append({"key": network.key, "role": network.role, "program": self._add(folder, network.model()),
-                                 "choices": network.choices, "blocks": sorted(number[key] for key in self._blocks_of(network))})
+                                 "choices": network.choices,
+                                 "blocks": sorted(number[key] for key in self._blocks_of(network) if key in number)})
                 except InputError as error:
                     refused[network.key] = str(error)
                 if progress is not None:
@@ -282,12 +283,16 @@ class _Builder:
         return {part.workload for edge in path for part in edge.parts if not part.block.is_free}
 
 
+def _plan_of(kit: Kit) -> ProfilePlan:
+    return ProfilePlan(**{**kit.plan, "timing": TimingPlan(**kit.plan["timing"])})
+
+
 def _space_of(kit: Kit) -> Space:
     """The space, checked to be cut into the same blocks here as where the kit was built."""
     space = space_from_dict(kit.space)
     blocks = {workload.key for workload in kit.workloads if workload.role == "entry"}
     blocks |= {key for key in kit.refused if network_of(space, key) is None}
-    here = {workload.key for workload in plan_blocks(space, kit.batch_size)}
+    here = {workload.key for workload in plan_blocks(space, kit.batch_size, _plan_of(kit).blocks, kit.seed)}
     if space.hash != kit.header["space_hash"] or blocks != here or anchor_name(kit.anchor) is None:
         raise InputError(f"A kit is collected by the hwnas that built it, {kit.hwnas_version}, but this one, "
                          f"{hwnas.__version__}, has other blocks or another anchor: use that one, or build the kit again.")

@@ -92,6 +92,10 @@ class Kit:
     def batch_size(self) -> int:
         return int(self.header["batch_size"])
 
+    @property
+    def seed(self) -> int:
+        return int(self.header["seed"])
+
     def journal_header(self, environment: Mapping[str, Any]) -> dict[str, Any]:
         """What results must begin with."""
         return {**self.header, "kit": self.sha256, "environment": dict(environment)}

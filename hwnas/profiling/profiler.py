@@ -23,6 +23,7 @@ from hwnas.ir.block import Part
 from hwnas.ir.costs import MacsCost
 from hwnas.ir.steps import Edge, Space, Step
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.estimates import LEAST_BLOCKS, estimate_blocks
 from hwnas.latency.refusals import network_key, network_of
 from hwnas.latency.sessions import NOISY_RELATIVE_CI, combine_sessions
 from hwnas.latency.table import SCHEMA as TABLE_SCHEMA
@@ -57,9 +58,11 @@ class ProfilePlan(RoundsPlan):
     """How much is measured: rounds of every block and network, and how many networks.
 
     A block is a small part of a network, the errors of its parts average out, and whole networks calibrate them: so a block
-    that is not noisy has few sessions, and the time is spent on networks.
+    that is not noisy has few sessions, and the time is spent on networks. Nor need every block be measured at all.
 
     Attributes:
+        blocks: So many distinct blocks are measured, once each unless noisy, since others teach more than the same again; the
+            rest are estimated from them. None: all are measured.
         fit_networks: Whole networks that calibrate.
         held_out_networks: Whole networks that judge; 19 is the least from which a 95 % interval can be had.
         fit_sessions: Sessions of a network that calibrates, if not those of a block. Few are enough: more networks teach more
@@ -73,6 +76,7 @@ class ProfilePlan(RoundsPlan):
 
     min_sessions: int = 2
     target_relative_ci: float = NOISY_RELATIVE_CI
+    blocks: int | None = None
     fit_networks: int = 48
     held_out_networks: int = 24
     fit_sessions: int | None = 2
@@ -85,6 +89,9 @@ class ProfilePlan(RoundsPlan):
                              f"{self.held_out_sessions}).")
         for name in ("fit_networks", "held_out_networks"):
             check_not_negative(name, getattr(self, name))
+        if self.blocks is not None and self.blocks < LEAST_BLOCKS:
+            raise InputError(f"At least {LEAST_BLOCKS} blocks must be measured to estimate the others, but blocks is "
+                             f"{self.blocks}: measure more, or all.")
 
     def sessions(self, role: str) -> tuple[int, int]:
         """The least and the most sessions of a workload of a role."""
@@ -92,6 +99,8 @@ class ProfilePlan(RoundsPlan):
             return self.fit_sessions, self.fit_sessions
         if role == "held_out" and self.held_out_sessions is not None:
             return self.held_out_sessions, max(self.held_out_sessions, self.max_sessions)
+        if role == "entry" and self.blocks is not None:
+            return 1, self.max_sessions
         return self.min_sessions, self.max_sessions
 
 
@@ -158,7 +167,9 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
         table = load_table(path)
         _require_same(space, table.search_space.hash, f"The table {path}")
         require_same_environment(table.environment, environment, f"the table {path}")
-        complete = not table.missing_workloads() and (table.effort is None or table.effort.complete)
+        asked = (block.key for block in plan_blocks(space, batch_size, plan.blocks, seed))
+        complete = (table.effort is None or table.effort.complete) and not table.missing_workloads() and all(
+            key in table.refused or table.entries[key].label != "estimated" for key in asked)
         if complete and not journal.exists():
             return table
         earlier, refused = _sessions_of(table), dict(table.refused)  # the journal may be lost
@@ -170,7 +181,7 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
         measured = open_journal(journal, header, earlier, refused)
     except OSError as error:
         raise InputError(f"The table must be writable, but {path} is not ({error.strerror}): choose another --output.") from None
-    blocks = plan_blocks(space, batch_size)
+    blocks = plan_blocks(space, batch_size, plan.blocks, seed)
     deadline = time.monotonic() + plan.max_minutes * 60
     probe = replace(plan, min_sessions=1, max_sessions=1)
     in_all = sum(plan.sessions(workload.role)[0] for workload in plan_workloads(space, plan, batch_size, seed))
@@ -206,7 +217,7 @@ def _measure(workloads: Sequence["Workload"], measured: Measured, refused: dict[
 
 def _sessions_of(table: LatencyTable) -> Measured:
     """What a journal would hold of a table's sessions, each with an even part of what all took."""
-    samples = {key: entry.sessions for key, entry in table.entries.items()}
+    samples = {key: entry.sessions for key, entry in table.entries.items() if entry.label != "estimated"}
     samples |= {network_key(table.search_space.architecture(record.choices)): record.sessions for record in table.networks
                 if record.role != "exported"}
     effort, count = table.effort, sum(map(len, samples.values()))
@@ -224,12 +235,26 @@ def default_table_path(environment: Mapping[str, Any], space: Space) -> Path:
 
 def plan_workloads(space: Space, plan: ProfilePlan, batch_size: int, seed: int, refused: Collection[str] = ()) -> list[Workload]:
     """Everything that a profile measures: blocks, then networks that the device does not refuse."""
-    return [*plan_blocks(space, batch_size), *plan_networks(space, plan, batch_size, seed, refused)]
+    return [*plan_blocks(space, batch_size, plan.blocks, seed), *plan_networks(space, plan, batch_size, seed, refused)]
 
 
-def plan_blocks(space: Space, batch_size: int) -> list[Workload]:
-    """Every distinct block once."""
-    return [Workload(key, "entry", _BlockModel(part, batch_size)) for key, part in space.measured_parts.items()]
+def plan_blocks(space: Space, batch_size: int, count: int | None = None, seed: int = 0) -> list[Workload]:
+    """Every distinct block once, or some of them.
+
+    Args:
+        space: The space.
+        batch_size: Images a call.
+        count: How many; those that every network has, whose errors never average out, are always among them. None: all.
+        seed: Chooses the others; those of a smaller count are among those of a larger one.
+    """
+    keys = list(space.measured_parts)
+    if count is not None and count < len(keys):
+        everywhere = [edge.parts for step in space.steps if len(step.edges) == 1 for edge in step.edges]
+        drawn = np.random.default_rng(seed).permutation(np.array(keys, object)).tolist()
+        order = dict.fromkeys([*(part.workload for parts in everywhere for part in parts if not part.block.is_free), *drawn])
+        chosen = set(list(order)[:count])
+        keys = [key for key in keys if key in chosen]
+    return [Workload(key, "entry", _BlockModel(space.measured_parts[key], batch_size)) for key in keys]
 
 
 def plan_networks(space: Space, plan: ProfilePlan, batch_size: int, seed: int, refused: Collection[str] = ()) -> list[Workload]:
@@ -410,12 +435,24 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
     effort = EffortRecord(minutes=round(spent_s / 60, 6), sessions=len(every),
                           timing_minutes=round(sum(session.timing_s for session in every) / 60, 6),
                           planned_sessions=len(every) + missing)
+    if plan.blocks is not None:
+        entries = _with_estimates(space, entries, refused)
     blocks = {workload.key for workload in workloads if workload.role == "entry"}
     table = LatencyTable(space, environment, anchor, entries, (), effort=effort,
                          refused={key: reason for key, reason in refused.items()
                                   if key in blocks or network_of(space, key) is not None})
     # Nothing can be calibrated while blocks are missing; the networks' sessions wait in the journal.
     return table if table.missing_workloads() else table.with_networks(networks)
+
+
+def _with_estimates(space: Space, entries: Mapping[str, EntryRecord], refused: Collection[str]) -> dict[str, EntryRecord]:
+    """The entries, and estimates of the blocks that have none, in the space's order; without, where too few were measured."""
+    if len(entries) < LEAST_BLOCKS:
+        return dict(entries)
+    parts = {workload: part for workload, part in space.measured_parts.items() if workload not in refused}
+    found = estimate_blocks(parts, {workload: entry.ratio for workload, entry in entries.items()})
+    return {workload: entries.get(workload) or EntryRecord(sessions=((found.ratios[workload],),), label="estimated")
+            for workload in parts}
 
 
 def _require_same(space: Space, space_hash: str, what: str) -> None:

@@ -183,7 +183,7 @@ def test_damaged_config(how, config, tmp_path):
 
 def test_a_file_of_the_wrong_kind_is_named_as_what_it_is(table, architecture, config):
     assert "hwnas.architecture/1" in refused(hwnas("predict", "--table", architecture, "--random", 1))
-    assert "hwnas.latency-table/3" in refused(hwnas("predict", "--table", table, "--architecture", table))
+    assert "hwnas.latency-table/4" in refused(hwnas("predict", "--table", table, "--architecture", table))
     refused(hwnas("bench", table, "--device", DEVICE))
     refused(hwnas("compile", table, "--output", "never"))
     refused(hwnas("verify", config.parent / "supernet"))

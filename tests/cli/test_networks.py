@@ -94,6 +94,7 @@ def test_a_ranking_is_printed_drawn_and_kept(tiny, tmp_path):
 
     again = hwnas(*arguments, "--plot", tmp_path / "ranking.html", "--json")
     assert again.code == 0 and (tmp_path / "ranking.json").read_bytes() == content  # nothing was measured again
+    assert json.loads(content)["anchor"]["name"] == "mobile-224/1"  # like the published networks, whatever these are
     kept = {network["name"]: network for network in json.loads(content)["networks"]}
     for row in again.json:
         assert {"name", "macs", "parameters", "published"} <= set(row)

@@ -274,8 +274,25 @@ def test_a_table_of_version_2_still_loads(tmp_path):
     assert load_table(tmp_path / "table.json") == table and table.sittings == ()
 
 
+def test_a_table_of_version_3_still_loads(tmp_path):
+    table = _table(noise=0.02)
+    stored = {key: value for key, value in table.to_dict().items() if key != "content_sha256"}
+    stored["schema"] = "hwnas.latency-table/3"
+    (tmp_path / "table.json").write_text(json.dumps(stored | {"content_sha256": content_sha256(stored)}))
+    assert load_table(tmp_path / "table.json") == table
+
+
+def test_an_estimate_is_told_from_a_measurement(tmp_path):
+    table = _table()
+    first, *_ = table.entries
+    estimate = EntryRecord(sessions=((table.entries[first].ratio,),), label="estimated")
+    estimated = replace(table, entries={**table.entries, first: estimate})
+    again = load_table(estimated.save(tmp_path / "table.json"))
+    assert again == estimated and not again.missing_workloads() and again.held_out == table.held_out
+    assert not estimate.is_measured and estimate.ratio_ci is None and table.entries[first].is_measured
+
 @pytest.mark.parametrize("schema, words", [
-    ("hwnas.latency-table/4", "newer hwnas: upgrade"), ("hwnas.latency-table/999999999", "newer hwnas: upgrade"),
+    ("hwnas.latency-table/5", "newer hwnas: upgrade"), ("hwnas.latency-table/999999999", "newer hwnas: upgrade"),
     ("hwnas.latency-table/0", "'hwnas.latency-table/1' or"), ("hwnas.latency-table/" + 5000 * "9", "'hwnas.latency-table/1' or"),
     ("hwnas.latency-table/²", "profile the space again"), ("hwnas.space/1", "profile the space again"),
     (None, "None"), (3, "'3'"), (["hwnas.latency-table/1"], "profile"), ({}, "profile")])
