@@ -107,8 +107,9 @@ def compare(table: LatencyTable, hosts: dict[str, Any] | None, resplits: int) ->
     fit, held_out = networks.rows("fit"), networks.rows("held_out")
     predicted = {name: predict(scheme, on, fit) for name, (scheme, on) in schemes.items()}
     row = {"device": device_of(table), "runtime": table.environment["runtime"], "version": table.environment["runtime_version"],
-           "space": table.space, "minutes": None if table.effort is None else table.effort.minutes, "blocks": measured_blocks(table),
-           "estimated": len(table.entries) - measured_blocks(table), "refused": len(refused_blocks(table)), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
+           "space": table.space, "minutes": None if table.effort is None else table.effort.minutes,
+           "blocks": measured_blocks(table), "estimated": len(table.entries) - measured_blocks(table),
+           "refused": len(refused_blocks(table)), "sessions": len(table.anchor.sessions_ms), "effort": effort(table),
            "held_out_sessions": min(len(networks.sessions[row]) for row in held_out),
            "hosts": hosts,
            "session_scatter": session_scatter(networks.sessions), "interval": table.held_out.interval,
@@ -306,8 +307,8 @@ def goal(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The figures of the default scheme, one line for every table, as docs/latency.md shows them."""
-    columns = ("device", "runtime", "space", "blocks", "goal", "mean error", "scatter", "rounds", "largest", "within 2 %", "within 5 %",
-               "Spearman", "interval", "coverage", "minutes", "timing", "blocks a minute")
+    columns = ("device", "runtime", "space", "blocks", "goal", "mean error", "scatter", "rounds", "largest", "within 2 %",
+               "within 5 %", "Spearman", "interval", "coverage", "minutes", "timing", "blocks a minute")
     lines = []
     for row in rows:
         found = row["schemes"][DEFAULT]
