@@ -89,6 +89,8 @@ FIGURES = [
      lambda tool, found: tool.schemes_markdown(found["rows"])),
     ("latency.md", "transfers", "bench_latency_prediction", "latency-prediction.json",
      lambda tool, found: tool.transfers_markdown(found["transfers"])),
+    ("latency.md", "estimates", "bench_latency_prediction", "latency-prediction.json",
+     lambda tool, found: tool.estimates_markdown(found["estimates"])),
     ("latency.md", "context", "bench_context", "context.json", lambda tool, found: tool.markdown(found["rows"])),
     ("training.md", "figures", "bench_supernet", "supernet-cost.json", lambda tool, found: tool.markdown(found)),
     ("networks.md", "ranking", "list_networks", "networks.json", lambda tool, found: tool.markdown(found)),

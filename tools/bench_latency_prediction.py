@@ -35,12 +35,13 @@ from rich.table import Table
 from scipy import stats
 
 from hwnas.files import read_json, write_json
+from hwnas.latency.estimates import LEAST_BLOCKS
 from hwnas.latency.summary import refused_blocks
 from hwnas.latency.table import LatencyTable, conformal_interval, load_table
 from hwnas.lower.onnx import to_onnx
 from hwnas.profiling.anchor import ANCHORS, anchor_for
 from hwnas.profiling.device import open_device
-from hwnas.profiling.profiler import ProfilePlan, profile_space
+from hwnas.profiling.profiler import ProfilePlan, plan_blocks, profile_space, with_estimates
 from hwnas.profiling.rounds import RoundsPlan, measure_rounds, measurement_folder, open_journal, without_disturbed
 from hwnas.runtimes import RuntimeConfig
 from hwnas.spaces.load import load_space
@@ -52,6 +53,10 @@ DEFAULT = "shared + weighed"
 DOCUMENTED = ("sum", "line", "corrected", "boundaries", "corrected + boundaries", "shared", "shared + weighed",
               "networks only", "hosts, sum", "hosts, line", "hosts, shared + weighed")
 LEARNING = (16, 24, 32, 48, 64, 96)
+SCHEMA = "hwnas.latency-prediction/3"
+MANY_BLOCKS = 60  # of a table that shows how far fewer would do
+MEASURED_SHARES = (0.5, 0.25)
+ESTIMATE_SEEDS = 8
 HOSTS_SCHEMA = "hwnas.host-journal/1"
 
 GOAL: dict[str, tuple[str, str, Callable[[float], bool]]] = {
@@ -217,6 +222,32 @@ def transfers(tables: Sequence[LatencyTable]) -> list[dict[str, Any]]:
     return found
 
 
+def estimates(tables: Sequence[LatencyTable]) -> list[dict[str, Any]]:
+    """How good a table were if fewer of its blocks had been measured, and the others estimated from them.
+
+    Of every table of many blocks, all measured: the median error of the estimated blocks and the mean error on networks that no
+    fit has seen, each the mean over several choices of the blocks that are kept.
+    """
+    found = []
+    for table in tables:
+        space, blocks = table.search_space, measured_blocks(table)
+        if blocks < len(table.entries) or blocks < MANY_BLOCKS:
+            continue
+        shares = {}
+        for share in MEASURED_SHARES:
+            errors = []
+            for seed in range(ESTIMATE_SEEDS):
+                chosen = plan_blocks(space, 1, max(round(share * blocks), LEAST_BLOCKS), seed)
+                keys = {one.key for one in chosen if one.key in table.entries}
+                entries = with_estimates(space, {key: table.entries[key] for key in keys}, table.refused)
+                off = [abs(entry.ratio / table.entries[key].ratio - 1) for key, entry in entries.items() if key not in keys]
+                errors.append((median(off), replace(table, entries=entries).held_out.mean_error))
+            shares[str(share)] = dict(zip(("block_error", "mean_error"), np.mean(errors, axis=0).tolist(), strict=True))
+        found.append({"device": device_of(table), "runtime": table.environment["runtime"], "space": table.space, "blocks": blocks,
+                      "mean_error": table.held_out.mean_error, "shares": shares})
+    return found
+
+
 def coverage(hours: Sequence[dict[str, Any]]) -> float | None:
     """Of all networks of other hours, the share for which the interval of before held."""
     networks = sum(hour["networks"] for hour in hours)
@@ -371,6 +402,15 @@ def transfers_markdown(found: Sequence[dict[str, Any]]) -> str:
         say_share(one["own_mean_error"]), f"{one['spearman']:.3f}") for one in found])
 
 
+def estimates_markdown(found: Sequence[dict[str, Any]]) -> str:
+    """One line for each table of many blocks."""
+    columns = ("device", "runtime", "space", "blocks", "error on networks, all measured",
+               *(f"{100 * share:.0f} % measured: {what}" for share in MEASURED_SHARES for what in ("a block", "networks")))
+    return markdown_table(columns, [(*runtime_of(one), one["space"], str(one["blocks"]), f"{100 * one['mean_error']:.2f} %", *(
+        figure for share in one["shares"].values() for figure in (say_share(share["block_error"]),
+                                                                  f"{100 * share['mean_error']:.2f} %"))) for one in found])
+
+
 def say_added(hours: Sequence[dict[str, Any]]) -> str:
     """What the hours added to the error, in root mean square; nothing where they took from it."""
     return f"{100 * max(float(np.mean([hour['mean_square'] for hour in hours])), 0.0) ** 0.5:.1f} %"
@@ -490,10 +530,10 @@ def main() -> None:
     for row in rows:
         show(console, row, arguments.goal)
     if arguments.output:
-        moved = transfers([table for table, _ in found])
-        write_json(arguments.output, {"schema": "hwnas.latency-prediction/2", "rows": rows, "transfers": moved})
+        moved, fewer = (figures([table for table, _ in found]) for figures in (transfers, estimates))
+        write_json(arguments.output, {"schema": SCHEMA, "rows": rows, "transfers": moved, "estimates": fewer})
         print(markdown(rows), hours_markdown(rows), *([schemes_markdown(rows)] if arguments.resplits else []),
-              *([transfers_markdown(moved)] if moved else []), sep="\n\n")
+              *([transfers_markdown(moved)] if moved else []), *([estimates_markdown(fewer)] if fewer else []), sep="\n\n")
 
 
 if __name__ == "__main__":

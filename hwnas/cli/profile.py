@@ -9,6 +9,9 @@ from hwnas.cli.console import block_words, ms, percent, print_facts, print_json,
 from hwnas.cli.options import processors
 from hwnas.cli.refused import warn_of_refused, warn_of_refused_networks
 
+_MANY_BLOCKS = 300
+_ENOUGH_BLOCKS = 200  # docs/latency.md has the figures
+
 
 def profile_command(
     device: Annotated[str, typer.Option(help="Target; see 'hwnas devices'. Over ssh: ssh://user@host/onnxruntime-cpu.")],
@@ -42,6 +45,9 @@ def profile_command(
     with open_device(device, RuntimeConfig(threads, precision), processors(cpus), anchor) as opened:
         path = output or default_table_path(opened.environment(batch_size), loaded)
         before = path.read_bytes() if path.is_file() else None
+        if blocks is None and before is None and len(loaded.measured_parts) > _MANY_BLOCKS:
+            say(f"{loaded.name} has {len(loaded.measured_parts):,} distinct blocks, of which a minute measures 25 or so, twice "
+                f"each: --blocks {_ENOUGH_BLOCKS} measures so many and estimates the others from them.")
         say(f"Profiling {loaded.name} on {device}, {threads} thread(s), {precision}, into {path}; an interrupted run continues.")
         with progress_bar("profile") as bar:
             table = profile_space(loaded, opened, path, batch_size=batch_size, plan=plan, seed=seed, restart=restart,

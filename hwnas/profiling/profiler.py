@@ -436,7 +436,7 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
                           timing_minutes=round(sum(session.timing_s for session in every) / 60, 6),
                           planned_sessions=len(every) + missing)
     if plan.blocks is not None:
-        entries = _with_estimates(space, entries, refused)
+        entries = with_estimates(space, entries, refused)
     blocks = {workload.key for workload in workloads if workload.role == "entry"}
     table = LatencyTable(space, environment, anchor, entries, (), effort=effort,
                          refused={key: reason for key, reason in refused.items()
@@ -445,8 +445,14 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
     return table if table.missing_workloads() else table.with_networks(networks)
 
 
-def _with_estimates(space: Space, entries: Mapping[str, EntryRecord], refused: Collection[str]) -> dict[str, EntryRecord]:
-    """The entries, and estimates of the blocks that have none, in the space's order; without, where too few were measured."""
+def with_estimates(space: Space, entries: Mapping[str, EntryRecord], refused: Collection[str]) -> dict[str, EntryRecord]:
+    """The entries, and estimates of the blocks that have none; no estimates where too few were measured.
+
+    Args:
+        space: The space, in whose order they come.
+        entries: What was measured.
+        refused: Blocks that the device does not run, for which there is neither.
+    """
     if len(entries) < LEAST_BLOCKS:
         return dict(entries)
     parts = {workload: part for workload, part in space.measured_parts.items() if workload not in refused}

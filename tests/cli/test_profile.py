@@ -12,7 +12,7 @@ from hwnas.profiling.kit import build_kit
 from hwnas.profiling.profiler import profile_space
 from hwnas.runtimes.base import RuntimeConfig
 from hwnas.spaces.load import load_space
-from tests.cli.command import hwnas
+from tests.cli.command import hwnas, refused
 from tests.cli.conftest import DEVICE, QUICK
 
 LARGE = """
@@ -61,3 +61,35 @@ def test_a_kit_brings_the_anchor_along(large, tmp_path):
     build_kit(load_space(str(large)), DEVICE, tmp_path / "kit", plan=replace(QUICK, max_anchor_change=1e9))
     anchor = json.loads((tmp_path / "kit" / "kit.json").read_text())["anchor"]
     assert (anchor["name"], anchor["sha256"]) == (LARGE_ANCHOR, anchor_sha256(LARGE_ANCHOR))
+
+
+def test_some_blocks_are_measured_and_the_others_said_to_be_estimates(tmp_path):
+    """And every verb takes what comes of it."""
+    path = tmp_path / "table.json"
+    profile = ("profile", "--device", DEVICE, "--space", "fbnet-cpu", "--blocks", 20, "--fit-networks", 0,
+               "--held-out-networks", 0, "--output", path)
+    done = hwnas(*profile)
+    assert done.code == 0, done.err
+    blocks = len(load_space("fbnet-cpu").measured_parts)
+    assert f"{blocks} ({blocks - 20} estimated, " in done.out
+    again = hwnas(*profile, "--json")
+    assert again.json["estimated"] == blocks - 20 and again.json["entries"] == blocks and "complete already" in again.err
+    shown = hwnas("table", "show", path, "--json").json["entries"]
+    assert (shown["count"], shown["ok"] + shown["noisy"], shown["estimated"]) == (blocks, 20, blocks - 20)
+    assert 0 < shown["estimate_error"] < 1
+    told = " ".join(hwnas("table", "show", path, "--top", blocks).out.split())
+    assert f"{blocks - 20} estimated)" in told and "in the median, as measured blocks show that are left out" in told
+    assert hwnas("table", "check", path).code == 0 and hwnas("feasible", "--table", path).code == 0
+    assert hwnas("table", "export", path, "--format", "csv", "--output", tmp_path / "table.csv").code == 0
+    assert (tmp_path / "table.csv").read_text().count(",estimated") == blocks - 20
+
+
+def test_fewer_blocks_than_can_estimate_are_refused(tmp_path):
+    said = refused(hwnas("profile", "--device", DEVICE, "--space", "fbnet-cpu", "--blocks", 3, "--output", tmp_path / "t.json"))
+    assert "At least 20 blocks must be measured" in said and not (tmp_path / "t.json").exists()
+
+
+def test_whoever_would_wait_long_is_told_of_a_shorter_way(tmp_path):
+    profile = ("profile", "--device", DEVICE, "--space", "ofa-mobilenet-v3", "--max-minutes", 0, "--output", tmp_path / "t.json")
+    assert "1,255 distinct blocks" in hwnas(*profile).err and "--blocks 200 measures" in hwnas(*profile).err
+    assert "distinct blocks" not in hwnas(*profile, "--blocks", 20).err

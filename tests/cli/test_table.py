@@ -27,7 +27,7 @@ def copy(table, tmp_path):
 def test_a_committed_table(path):
     """Sound, judged, and shown as it is."""
     assert hwnas("table", "check", path, "--space", path.stem, "--json").json["additive"] in (True, False)
-    shown = hwnas("table", "show", path, "--top", 1000, "--json").json
+    shown = hwnas("table", "show", path, "--top", 10_000, "--json").json
     stored = json.loads(path.read_text())
     assert shown["environment"] == stored["environment"] and shown["entries"]["count"] == len(stored["entries"])
     assert shown["held_out"]["networks"] == stored["held_out"]["networks"] and shown["bytes"] == path.stat().st_size
@@ -37,7 +37,7 @@ def test_a_committed_table(path):
     for row in shown["costliest"]:
         entry = stored["entries"][f"{row['block']} @ {row['input_shape']}"]
         assert row["isolated_ms"] == pytest.approx(entry["ratio"] * stored["anchor"]["latency_ms"])
-        assert row["isolated_lower_ms"] < row["isolated_ms"] < row["isolated_upper_ms"]
+        assert row["label"] == "estimated" or row["isolated_lower_ms"] < row["isolated_ms"] < row["isolated_upper_ms"]
 
 
 def test_people_are_told_what_it_is(table):

@@ -56,6 +56,7 @@ def test_what_yaml_reads_as_text_is_still_a_number(tmp_path):
     ("profile", 3), ("profile", None), ("profile", []),
     ("profile.threads", 0), ("profile.threads", 1.5), ("profile.threads", True),
     ("profile.precision", 32), ("profile.batch_size", 0), ("profile.sessions", 0), ("profile.sessions", 51),
+    ("profile.blocks", 19),
     ("profile.max_minutes", 0), ("profile.max_minutes", float("nan")), ("profile.table", 3), ("profile.tables", "a"),
     ("train.method", 1), ("train.epochs", 0), ("train.epochs", True), ("train.batch_size", 1), ("train.learning_rate", 0),
     ("train.learning_rate", float("inf")), ("train.threads", 0), ("train.gradient_clip", 0), ("train.epoch", 3),

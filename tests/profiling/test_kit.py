@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 import venv
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RUNTIMES
 from hwnas.runtimes.base import Availability, Program, RuntimeConfig, TensorInfo
 from hwnas.runtimes.onnxruntime import OnnxRuntimeCpu
+from hwnas.spaces.load import load_space
 
 pytest.importorskip("onnxruntime")
 
@@ -336,6 +338,17 @@ def test_the_table_is_made_of_what_was_recorded(finished, tmp_path):
     assert (collected.missing_sessions, collected.left_out, collected.path) == (0, 0, tmp_path / "table.json")
     assert all(table.predict(one).latency_ms > 0 for one in Trellis(SPACE).sample(4, seed=0))
     assert "8/8 sessions (100 %)" in told and "Everything is measured: bring back results.jsonl." in told
+
+
+def test_a_kit_of_some_blocks_makes_a_table_with_estimates(bare, tmp_path):
+    space, plan = load_space("fbnet-cpu"), replace(PLAN, blocks=24)
+    said = build_kit(space, RUNTIME, tmp_path / "kit", plan=plan, seed=3)
+    assert said.blocks == 24
+    measure(bare, tmp_path / "kit")
+    table = collect_kit(tmp_path / "kit", tmp_path / "table.json").table
+    measured = {key for key, entry in table.entries.items() if entry.is_measured}
+    assert measured == {one.key for one in plan_blocks(space, 1, 24, 3)} and set(table.entries) == set(space.measured_parts)
+    assert table.effort.complete and not table.missing_workloads() and table.held_out.networks == 1
 
 
 def test_blocks_come_first_and_the_rest_in_another_order(finished):

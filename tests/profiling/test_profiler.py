@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hwnas.errors import InputError
 from hwnas.ir.blocks import ConvBlock, Head, Identity, MBConv, Stem
@@ -21,6 +23,7 @@ from hwnas.ir.costs import MacsCost
 from hwnas.ir.space import Decision, Fixed, SearchSpace
 from hwnas.ir.trellis import Trellis
 from hwnas.latency.compare import table_warnings
+from hwnas.latency.estimates import estimate_blocks
 from hwnas.latency.refusals import network_key
 from hwnas.latency.summary import refused_networks
 from hwnas.latency.table import NetworkRecord, SittingRecord, load_table
@@ -29,6 +32,7 @@ from hwnas.profiling.device import open_device
 from hwnas.profiling.profiler import (
     ProfilePlan,
     default_table_path,
+    plan_blocks,
     plan_networks,
     plan_workloads,
     profile_space,
@@ -36,6 +40,7 @@ from hwnas.profiling.profiler import (
 )
 from hwnas.profiling.timing import TimingPlan
 from hwnas.runtimes import RuntimeConfig
+from hwnas.spaces.load import load_space
 from tests.profiling.open_devices import device_of
 
 ROOT = Path(__file__).parents[2]
@@ -740,6 +745,110 @@ def test_restart_deletes_nothing_but_a_table(tmp_path):
     with pytest.raises(InputError, match="something else"):
         profile(notes, restart=True)
     assert notes.read_text() == "not a table"
+
+
+# Some blocks measured, the others estimated
+
+
+CHOSEN = 24  # of 28
+FEW = replace(PLAN, min_sessions=2, max_sessions=2, target_relative_ci=math.inf, blocks=CHOSEN)
+FBNET = load_space("fbnet-cpu")
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A table of some blocks, and what was told."""
+    path = tmp_path_factory.mktemp("sampled") / "table.json"
+    return path, *profile(path, FBNET, FEW)
+
+
+def measured_of(table):
+    return {key: entry for key, entry in table.entries.items() if entry.is_measured}
+
+
+def test_some_blocks_are_measured_once_and_the_others_estimated(sampled):
+    path, table, told = sampled
+    parts = FBNET.measured_parts
+    measured = measured_of(table)
+    assert list(table.entries) == list(parts) and set(measured) == {one.key for one in plan_blocks(FBNET, 1, CHOSEN)}
+    assert len(measured) == CHOSEN < len(parts) and all(len(entry.sessions) == 1 for entry in measured.values())
+    assert sorted(told.keys) == sorted([*measured, *2 * [network_key(FBNET.architecture(one.choices)) for one in table.networks]])
+    expected = estimate_blocks(parts, {key: entry.ratio for key, entry in measured.items()}).ratios
+    assert {key: entry.sessions for key, entry in table.entries.items() if key not in measured} == {
+        key: ((ratio,),) for key, ratio in expected.items()}
+    assert load_table(path) == table and table.effort.complete and not table.missing_workloads()
+    assert Trellis(FBNET, table).min_cost() > 0 and table.predict(Trellis(FBNET).sample(1, seed=0)[0]).latency_ms > 0
+
+
+def test_more_blocks_are_added_to_some(sampled, tmp_path):
+    before = measured_of(sampled[1])
+    path = tmp_path / "table.json"
+    path.write_bytes(sampled[0].read_bytes())
+    again, told = profile(path, FBNET, replace(FEW, blocks=CHOSEN - 3))
+    assert told == [] and again == sampled[1]  # it has these, and more
+    more, told = profile(path, FBNET, replace(FEW, blocks=CHOSEN + 2))
+    assert len(told) == 2 and len(measured_of(more)) == CHOSEN + 2 and before.items() <= measured_of(more).items()
+    every, told = profile(path, FBNET, replace(FEW, blocks=None, min_sessions=1))
+    assert set(told.keys) == set(FBNET.measured_parts) - set(measured_of(more)) and len(measured_of(every)) == len(every.entries)
+
+
+def test_a_table_of_some_blocks_is_completed_without_its_journal(sampled, tmp_path):
+    """Estimates are not taken for sessions."""
+    path = tmp_path / "table.json"
+    table = sampled[1]
+    gone = list(measured_of(table))[-1]
+    estimate = table.entries[gone].model_copy(update={"sessions": ((1.0,),), "label": "estimated"})
+    replace(table, entries={**table.entries, gone: estimate}).save(path)
+    again, told = profile(path, FBNET, FEW)
+    assert told.keys == [gone] and set(measured_of(again)) == set(measured_of(table)) and again.effort.complete
+
+
+def test_too_few_measured_blocks_estimate_nothing(tmp_path):
+    """The time was over after nineteen: the table lacks all others, and goes on from there."""
+    path = tmp_path / "table.json"
+    journal = start_journal(path, FEW, space=FBNET)
+    chosen = [one.key for one in plan_blocks(FBNET, 1, CHOSEN)]
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, [1.0]) for key in chosen[:19])
+    table, _ = profile(path, FBNET, replace(FEW, max_minutes=0))
+    assert set(table.entries) == set(chosen[:19]) and len(table.missing_workloads()) == len(FBNET.measured_parts) - 19
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, [1.0]) for key in chosen[19:20])
+    table, _ = profile(path, FBNET, replace(FEW, max_minutes=0))
+    assert len(measured_of(table)) == 20 and not table.missing_workloads() and not table.effort.complete
+    assert all(entry.ratio == pytest.approx(1.0) for entry in table.entries.values())
+
+
+def test_a_refused_block_is_not_estimated(tmp_path):
+    path = tmp_path / "table.json"
+    journal = start_journal(path, FEW, space=FBNET)
+    refused = [one.key for one in plan_blocks(FBNET, 1, CHOSEN)][2]
+    with open(journal, "a") as file:
+        file.write(json.dumps({"key": refused, "refused": "It is not for this runtime.", "preparing_s": 0.1}) + "\n")
+    table, _ = profile(path, FBNET, FEW)
+    assert list(table.refused) == [refused] and refused not in table.entries and not table.missing_workloads()
+
+
+@given(count=st.integers(20, 1300), more=st.integers(0, 300), seed=st.integers(0, 3))
+def test_the_blocks_of_a_smaller_count_are_among_those_of_a_larger(count, more, seed):
+    space = load_space("ofa-mobilenet-v3")
+    few, many, every = ([one.key for one in plan_blocks(space, 1, number, seed)] for number in (count, count + more, None))
+    assert len(few) == min(count, len(every)) and set(few) <= set(many) <= set(every)
+    assert few == [key for key in every if key in set(few)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_every_network_has_is_always_measured(seed):
+    space = load_space("spos-blocks-channels")
+    chosen = {one.key for one in plan_blocks(space, 1, 20, seed)}
+    for path in map(space.path, Trellis(space).sample(3, seed=0)):
+        assert {path[0].workload, path[-1].workload} <= chosen  # stem and head
+    assert chosen != {one.key for one in plan_blocks(space, 1, 20, seed + 1)}
+
+
+def test_fewer_blocks_than_can_estimate_are_refused():
+    with pytest.raises(InputError, match="At least 20 blocks must be measured to estimate the others, but blocks is 19"):
+        ProfilePlan(blocks=19)
 
 
 # What else may happen

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from hwnas.latency.table import NetworkRecord, SittingRecord, load_table
+from hwnas.profiling.profiler import plan_blocks, with_estimates
 from tests.tools.test_schemes import ROOT, load_tool
 
 bench = load_tool("bench_latency_prediction")
@@ -104,3 +105,27 @@ def test_goal_is_met_at_its_edges_and_missed_beyond():
     assert not bench.goal(row | {"held_out_sessions": 4})["sessions"]["met"]
     assert [bench.goal(row | {"coverage": share})["coverage"]["met"] for share in (None, 0.91, 0.98, 0.99)] == [
         False, False, True, False]
+
+
+def test_fewer_measured_blocks_make_a_table_hardly_worse():
+    """Where blocks are many; a table that was measured so has nothing to be compared with."""
+    whole = load_table(ROOT / "latency_tables/amd-epyc-25-17-1/mnn-cpu-fp32-1t/fbnet.json")
+    (found,) = bench.estimates([whole, _row()[1]])
+    assert found["space"] == "fbnet" and found["blocks"] == 104 and found["mean_error"] == whole.held_out.mean_error
+    half, quarter = found["shares"]["0.5"], found["shares"]["0.25"]
+    assert 0 < half["block_error"] < quarter["block_error"] < 0.15
+    assert half["mean_error"] < quarter["mean_error"] < found["mean_error"] + 0.01
+    few = {one.key for one in plan_blocks(whole.search_space, 1, 52)}
+    entries = with_estimates(whole.search_space, {key: entry for key, entry in whole.entries.items() if key in few}, ())
+    assert not bench.estimates([replace(whole, entries=entries)])
+    text = bench.estimates_markdown([found])
+    assert len(text.splitlines()) == 3 and "| 104 |" in text and len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_blocks_are_counted_as_far_as_they_were_measured():
+    whole = load_table(ROOT / "latency_tables/amd-epyc-25-17-1/mnn-cpu-fp32-1t/fbnet.json")
+    few = {one.key for one in plan_blocks(whole.search_space, 1, 52)}
+    entries = with_estimates(whole.search_space, {key: entry for key, entry in whole.entries.items() if key in few}, ())
+    row = bench.compare(replace(whole, entries=entries), None, resplits=0)
+    assert (row["blocks"], row["estimated"], bench.say_blocks(row)) == (52, 52, "52 of 104")
+    assert row["effort"]["blocks_per_minute"] == 52 / whole.effort.minutes
