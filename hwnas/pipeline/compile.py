@@ -374,13 +374,22 @@ def _as_taught(given: LatencyTable, root: Path) -> LatencyTable:
 
 
 def _profiled(config: CompileConfig, space: Space, root: Path, stage: Stage, target: Target) -> LatencyTable:
-    """A measured table."""
+    """A measured table.
+
+    Raises:
+        InputError: The time was over before there was an entry for every block.
+    """
     settings = config.profile
     with stage("profile") as bar:
         plan = ProfilePlan(min_sessions=settings.sessions, max_sessions=max(settings.sessions, ProfilePlan.max_sessions),
                            max_minutes=settings.max_minutes, blocks=settings.blocks)
         with target.open() as device:
-            return profile_space(space, device, root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
+            table = profile_space(space, device, root / "table.json", batch_size=settings.batch_size, plan=plan, progress=bar)
+    if missing := table.missing_workloads():
+        raise InputError(f"A table needs every block, but the time was over before {len(missing):,} of "
+                         f"{len(space.measured_parts):,} were measured: run the same command again, which goes on, raise "
+                         "profile.max_minutes, or have some measured and the others estimated with profile.blocks.")
+    return table
 
 
 def _refuse_known_impossible(config: CompileConfig, space: Space, root: Path) -> None:

@@ -268,6 +268,18 @@ def test_it_goes_on_with_an_unfinished_profile(configure, tmp_path):
     assert {len(entry.sessions) for entry in load_table(tmp_path / "table.json").entries.values()} == {7}
 
 
+def test_a_profile_that_time_was_over_for_says_what_to_do(configure, tmp_path):
+    """Two blocks are in the journal; with as many as can estimate the others, it would go on."""
+    config = configure(profile={"sessions": 1, "max_minutes": 1e-9})
+    with pytest.raises(InputError, match="time was over"):
+        compile_into(tmp_path, config)
+    keys = [one.key for one in plan_workloads(load_space(config.space), ProfilePlan(), 1, 0)]
+    with open(tmp_path / "table.json.journal", "a") as file:
+        file.writelines(json.dumps({"key": key, "ratios": [1.0], "anchor_ms": 1.0}) + "\n" for key in keys[:2])
+    with pytest.raises(InputError, match=f"before {BLOCKS - 2} of {BLOCKS} were measured: .* again, .* profile.blocks"):
+        compile_into(tmp_path, config)
+
+
 def test_a_differentiable_supernet_is_of_its_budget_and_of_the_table_as_it_was_profiled(compiled, configure, tmp_path):
     """What an export taught the table since makes it no other. All networks are far faster than the table says."""
     table = optimistic(load_table(compiled[0] / "table.json"), 1e5, 5)
