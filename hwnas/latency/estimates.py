@@ -59,8 +59,9 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
         fits.append((fit_levels(line[known], [traits[known], process[known]], logs), process))
     best, process = min(fits, key=lambda found: found[0].unlikeliness)
     expected = line @ best.coefficients + traits @ best.effects[0] + process @ best.effects[1]
-    return Estimates({workload: float(np.exp(value)) for workload, value, is_known in zip(parts, expected, known, strict=True)
-                      if not is_known}, float(np.median(np.abs(np.expm1(best.left_out)))))
+    estimated = {workload: float(f"{np.exp(value):.6g}")  # thousands of them go into a file, and more digits say nothing
+                 for workload, value, is_known in zip(parts, expected, known, strict=True) if not is_known}
+    return Estimates(estimated, float(np.median(np.abs(np.expm1(best.left_out)))))
 
 
 def _size(part: Part) -> list[float]:
