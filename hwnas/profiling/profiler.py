@@ -413,16 +413,14 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
     least = {workload.key: plan.sessions(workload.role)[0] for workload in workloads}
     found = without_disturbed(measured, plan, lambda key: least.get(key, 1))
     entries, networks = {}, list(exported)
-    for workload in workloads:
-        sessions = found.get(workload.key)
-        if not sessions:
-            continue
-        ratios = tuple(session.ratios for session in sessions)
-        if workload.role == "entry":
+    for key in space.measured_parts:  # those that an earlier call measured and this one does not ask for, too
+        if sessions := found.get(key):
             label: Literal["ok", "noisy"] = "noisy" if combine_sessions(sessions).label == "noisy" else "ok"
-            entries[workload.key] = EntryRecord(sessions=ratios, label=label)
-        elif workload.key not in refused:
-            networks.append(NetworkRecord(choices=workload.choices, sessions=ratios, role=workload.role))
+            entries[key] = EntryRecord(sessions=tuple(session.ratios for session in sessions), label=label)
+    for workload in workloads:
+        if workload.role != "entry" and workload.key not in refused and (sessions := found.get(workload.key)):
+            networks.append(NetworkRecord(choices=workload.choices, role=workload.role,
+                                          sessions=tuple(session.ratios for session in sessions)))
     every = [session for sessions in measured.values() for session in sessions]
     if not every:
         raise InputError("A table needs at least one measurement, but the time was over before the first: raise --max-minutes.")

@@ -803,6 +803,19 @@ def test_a_table_of_some_blocks_is_completed_without_its_journal(sampled, tmp_pa
     assert told.keys == [gone] and set(measured_of(again)) == set(measured_of(table)) and again.effort.complete
 
 
+def test_what_was_measured_is_kept_by_a_call_that_asks_for_less(tmp_path):
+    path = tmp_path / "table.json"
+    journal = start_journal(path, replace(FEW, blocks=None), space=FBNET)
+    keys = list(FBNET.measured_parts)
+    with open(journal, "a") as file:
+        file.writelines(session_line(key, [1.5]) for key in keys[:-1])
+    table, _ = profile(path, FBNET, replace(FEW, blocks=20))
+    kept = {key: entry for key, entry in table.entries.items() if entry.sessions == ((1.5,),)}
+    assert set(keys[:-1]) == set(kept) and table.effort.complete and list(table.entries) == keys
+    last = table.entries[keys[-1]]
+    assert last.is_measured == (keys[-1] in {one.key for one in plan_blocks(FBNET, 1, 20)})
+
+
 def test_too_few_measured_blocks_estimate_nothing(tmp_path):
     """The time was over after nineteen: the table lacks all others, and goes on from there."""
     path = tmp_path / "table.json"
