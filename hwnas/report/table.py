@@ -20,10 +20,10 @@ from hwnas.latency.summary import (
     LayerCost,
     MeasuredNetwork,
     OptionCost,
+    block_counts,
     held_out_document,
     layer_costs,
     measured_networks,
-    refused_blocks,
 )
 from hwnas.latency.table import LatencyTable
 from hwnas.report.ranking import check_picture_path
@@ -109,12 +109,13 @@ class _Picture:
     @property
     def verdict(self) -> str:
         """How good the table is, in a line."""
-        found, refused = held_out_document(self.table), len(refused_blocks(self.table))
-        left_out = f"; {refused} block{'s' if refused > 1 else ''} refused and left out" if refused else ""
+        found, counts = held_out_document(self.table), block_counts(self.table)
+        known = "".join(f"; {counts[label]:,} block{'s' if counts[label] > 1 else ''} {words}" for label, words in (
+            ("estimated", "estimated from the others"), ("refused", "refused and left out")) if counts[label])
         if not found["networks"]:
-            return f"no network has judged how far the sum of the blocks is off{left_out}"
+            return f"no network has judged how far the sum of the blocks is off{known}"
         return (f"{found['networks']} networks judge: mean error {100 * found['mean_error']:.1f} %, "
-                f"{100 * found['within_5_percent']:.0f} % within 5 %, rank correlation {found['spearman']:.3f}{left_out}")
+                f"{100 * found['within_5_percent']:.0f} % within 5 %, rank correlation {found['spearman']:.3f}{known}")
 
 
 def draw_table(table: LatencyTable, path: str | os.PathLike[str]) -> Path:

@@ -108,6 +108,15 @@ def test_a_table_with_refused_blocks_is_drawn(tmp_path):
     assert "<!-- small -->" not in draw_table(bare, tmp_path / "none.svg").read_text()
 
 
+def test_a_table_of_estimates_says_so(tmp_path):
+    whole = table()
+    first, second, *_ = whole.entries
+    entries = {key: entry.model_copy(update={"label": "estimated"}) if key in (first, second) else entry
+               for key, entry in whole.entries.items()}
+    assert "rank correlation" in (text := draw_table(replace(whole, entries=entries), tmp_path / "table.svg").read_text())
+    assert "; 2 blocks estimated from the others" in text and "estimated" not in draw_table(whole, tmp_path / "all.svg").read_text()
+
+
 def test_a_fit_through_one_network_is_drawn(tmp_path):
     """Prediction and measurement are one number, so the picture has no range of its own."""
     record = table(1).networks[0].model_copy(update={"role": "fit"})
