@@ -1,30 +1,38 @@
 """Estimates blocks that nobody has timed from those that were: how a space of thousands of blocks is profiled in minutes.
 
-The logarithm of a block's ratio to the anchor is modelled as
+A block is made of layers, and thousands of blocks are made of far fewer layers: a convolution stands in many. So a block's
+ratio to the anchor is modelled as
 
-    what its size says + what its traits say + what blocks of about its size and make say
+    intercept + sum over its layers of (cost of its multiply-accumulates, by kind + cost of moving its tensors + deviation)
 
-the first a line in logarithms of its multiply-accumulates, of the numbers that it moves, its parameters and its layers; the other
-two shrunken effects in levels (see `effects`): of kernel, expansion, input shape and so on, and a Gaussian process over size and
-make. How much each counts is what makes the measured blocks likeliest. Blocks of a space are combinations of few properties, so
-that few of them tell the most.
+A layer's deviation is made of shrunken effects (see `effects`) in three levels: other costs of multiply-accumulates, by kernel (a
+runtime may lack one); what it is (kind, kernel, stride, channels, resolution, whether channels fill the vectors that kernels work
+on); and a Gaussian process over all of these, for what layers of about the same size and make have in common. How much each
+counts is what makes the measured blocks likeliest. The fit is on *relative* errors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from hwnas.ir.block import Part
 from hwnas.ir.grid import Floats
-from hwnas.ir.layers import BatchNorm, Conv
-from hwnas.latency.effects import Effects, block_traits, fit_levels, trait_matrix
+from hwnas.ir.layers import Activation, BatchNorm, Conv, Dropout, Pool
+from hwnas.ir.network import Node
+from hwnas.latency.effects import Effects, fit_levels, trait_matrix
 
 LEAST_BLOCKS = 20
 """Fewer measured blocks estimate nothing."""
 
-_LENGTH_SCALES = (1.0, 2.0, 4.0)  # of the process, in standard deviations of the measured blocks
-_NUGGET = 1e-8  # keeps a kernel of equal blocks regular
+_LENGTH_SCALES = (1.0, 2.0, 4.0)  # of the process, for layers whose properties differ by a standard deviation each
+_KINDS_APART = 3.0  # standard deviations
+_MOST_INDUCING = 500  # layers that the process is made of; it takes their number to the third power
+_NUGGET = 1e-8  # keeps a kernel of equal layers regular
+_VECTORS = (4, 8, 16)  # channels that kernels work on at once
+_FUSED = ("relu", "relu6")  # activations that runtimes compute within the layer before
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,21 @@ class Estimates:
     typical_error: float
 
 
+class _Layer(NamedTuple):
+    """A layer that takes time: equal ones take equal time. Elements are numbers of one image."""
+
+    kind: str
+    kernel: int
+    stride: int
+    dilation: int
+    in_channels: int
+    out_channels: int
+    resolution: int
+    macs: int
+    moved: int
+    parameters: int
+
+
 def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) -> Estimates:
     """Estimates the blocks that were not measured.
 
@@ -48,53 +71,105 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
         measured: Ratios of some of them to the anchor, by workload; at least `LEAST_BLOCKS`.
     """
     known = np.array([workload in measured for workload in parts])
-    logs = np.log([measured[workload] for workload in parts if workload in measured])
-    sizes = np.array([_size(part) for part in parts.values()])
-    sizes = (sizes - sizes[known].mean(axis=0)) / np.maximum(sizes[known].std(axis=0), 1e-9)
-    line = _independent(np.column_stack([np.ones(len(sizes)), sizes]), known)
-    traits = trait_matrix([block_traits(part) for part in parts.values()])
-    fits: list[tuple[Effects, Floats]] = []
+    ratios = np.array([measured[workload] for workload in parts if workload in measured])
+    chains = [Counter(map(_layer, filter(_takes_time, part.network.nodes))) for part in parts.values()]
+    layers = list(dict.fromkeys(layer for chain in chains for layer in chain))
+    number = {layer: column for column, layer in enumerate(layers)}
+    counts = np.zeros((len(chains), len(layers)))
+    for row, chain in zip(counts, chains, strict=True):
+        row[[number[layer] for layer in chain]] = list(chain.values())
+    costs = np.column_stack([_macs(layers, lambda layer: layer.kind), [[layer.moved / 1e6, 1.0] for layer in layers]])
+    line = _independent(np.column_stack([np.ones(len(chains)), counts @ costs]), known)
+    deviations = counts * _sizes(layers)
+    fixed = [counts @ _macs(layers, lambda layer: (layer.kind, layer.kernel)),
+             deviations @ trait_matrix([_traits(layer) for layer in layers])]
+    makes, inducing = _makes(layers, counts[known].any(axis=0))
+    fits: list[tuple[Effects, list[Floats]]] = []
     for length_scale in _LENGTH_SCALES:
-        process = _process(sizes, sizes[known], length_scale)
-        fits.append((fit_levels(line[known], [traits[known], process[known]], logs), process))
-    best, process = min(fits, key=lambda found: found[0].unlikeliness)
-    expected = line @ best.coefficients + traits @ best.effects[0] + process @ best.effects[1]
-    estimated = {workload: float(f"{np.exp(value):.6g}")  # thousands of them go into a file, and more digits say nothing
+        levels = [*fixed, deviations @ _process(makes, inducing, length_scale * np.sqrt(makes.shape[1]))]
+        by_line, *by_levels = (columns[known] / ratios[:, None] for columns in (line, *levels))
+        fits.append((fit_levels(by_line, by_levels, np.ones(len(ratios))), levels))
+    best, levels = min(fits, key=lambda found: found[0].unlikeliness)
+    expected = line @ best.coefficients + sum(level @ effects for level, effects in zip(levels, best.effects, strict=True))
+    expected = np.maximum(expected, ratios.min() / 2)  # no block takes nothing
+    estimated = {workload: float(f"{value:.6g}")  # thousands of them go into a file, and more digits say nothing
                  for workload, value, is_known in zip(parts, expected, known, strict=True) if not is_known}
-    return Estimates(estimated, float(np.median(np.abs(np.expm1(best.left_out)))))
+    return Estimates(estimated, float(np.median(np.abs(best.left_out))))
 
 
-def _size(part: Part) -> list[float]:
-    """What the time of a block grows with, and what kind of work it is."""
-    nodes = [node for node in part.network.nodes if not isinstance(node.layer, BatchNorm)]  # which runtimes fold
-    macs = moved = parameters = grouped = spatial = 0
-    for node in nodes:
-        macs += node.macs
-        moved += node.shape.elements + sum(shape.elements for shape in node.input_shapes)
-        parameters += sum(int(np.prod(shape)) for shape in node.parameters.values())
-        if isinstance(node.layer, Conv):
-            grouped += node.macs if node.layer.groups > 1 else 0
-            spatial += node.macs if node.layer.groups == 1 and node.layer.kernel != (1, 1) else 0
-    return [np.log1p(macs), np.log1p(moved), np.log1p(parameters), np.log1p(len(nodes)), np.log1p(grouped),
-            grouped / max(macs, 1), spatial / max(macs, 1)]
+def _takes_time(node: Node) -> bool:
+    """Whether runtimes compute the node as a layer of its own, and not within another."""
+    layer = node.layer
+    return not (isinstance(layer, BatchNorm | Dropout) or (isinstance(layer, Activation) and layer.function in _FUSED))
+
+
+def _layer(node: Node) -> _Layer:
+    layer, kind, kernel, stride, dilation = node.layer, type(node.layer).__name__, 1, 1, 1
+    if isinstance(layer, Conv):
+        kernel, stride, dilation = max(layer.kernel), layer.stride, layer.dilation
+        kind = "grouped" if layer.groups > 1 else "pointwise" if kernel == 1 else "dense"
+        kind += f" {layer.weight_format}" * (layer.weight_format is not None)
+    elif isinstance(layer, Pool):
+        kind, kernel, stride = f"{layer.kind} pool", layer.kernel, layer.stride
+    elif isinstance(layer, Activation):
+        kind = layer.function
+    first = node.input_shapes[0]
+    return _Layer(kind, kernel, stride, dilation, first.channels, node.shape.channels, first.height, node.macs,
+                  node.shape.elements + sum(shape.elements for shape in node.input_shapes),
+                  sum(int(np.prod(shape)) for shape in node.parameters.values()))
+
+
+def _macs(layers: Sequence[_Layer], kind_of: Callable[[_Layer], Hashable]) -> Floats:
+    """Millions of multiply-accumulates of each layer in the column of its kind; (layers, kinds)."""
+    kinds = list(dict.fromkeys(kind_of(layer) for layer in layers if layer.macs))
+    return np.array([[layer.macs * (kind_of(layer) == kind) / 1e6 for kind in kinds] for layer in layers])
+
+
+def _sizes(layers: Sequence[_Layer]) -> Floats:
+    """What effects are shares of: a rough guess of what layers take."""
+    sizes = np.array([layer.macs * (5 if layer.kind.startswith("grouped") else 1) + 4 * layer.moved + 2 * layer.parameters + 3e3
+                      for layer in layers])
+    return np.asarray(sizes / sizes.mean())
+
+
+def _traits(layer: _Layer) -> frozenset[str]:
+    kind, shape = layer.kind, f"{layer.kind} k{layer.kernel} s{layer.stride}"
+    filled = [f"{layer.in_channels % vector == 0} {layer.out_channels % vector == 0} of {vector}" for vector in _VECTORS]
+    return frozenset({kind, f"{kind} k{layer.kernel}", f"{kind} s{layer.stride}", f"{shape} d{layer.dilation}",
+                      f"{kind} at {layer.resolution}", f"{kind} from {layer.in_channels}", f"{kind} to {layer.out_channels}",
+                      f"at {layer.resolution}", *(f"{what} {one}" for what in (kind, shape) for one in filled)})
+
+
+def _makes(layers: Sequence[_Layer], used: np.ndarray) -> tuple[Floats, Floats]:
+    """Properties of layers in standard deviations of those in measured blocks, and those that the process is made of."""
+    figures = np.array([[np.log1p(layer.macs), np.log1p(layer.moved), np.log1p(layer.parameters), np.log(layer.in_channels),
+                         np.log(layer.out_channels), np.log(layer.resolution), layer.kernel, layer.stride, layer.dilation,
+                         *(channels % vector > 0 for channels in (layer.in_channels, layer.out_channels) for vector in _VECTORS)]
+                        for layer in layers], np.float64)
+    figures = (figures - figures[used].mean(axis=0)) / np.maximum(figures[used].std(axis=0), 1e-9)
+    kinds = sorted({layer.kind for layer in layers})
+    makes = np.column_stack([figures, [[_KINDS_APART * (layer.kind == kind) for kind in kinds] for layer in layers]])
+    inducing = makes[used]
+    return makes, inducing[np.linspace(0, len(inducing) - 1, min(len(inducing), _MOST_INDUCING)).astype(int)]
 
 
 def _independent(line: Floats, known: Sequence[bool] | np.ndarray) -> Floats:
     """The terms that the measured blocks can tell apart, in their order."""
+    scaled = line[known] / np.maximum(np.abs(line[known]).max(axis=0), 1e-12)
     kept: list[int] = []
     for term in range(line.shape[1]):
-        if np.linalg.matrix_rank(line[known][:, [*kept, term]], tol=1e-6 * len(line)) > len(kept):
+        if np.linalg.matrix_rank(scaled[:, [*kept, term]], tol=1e-6 * np.sqrt(len(scaled))) > len(kept):
             kept.append(term)
     return line[:, kept]
 
 
-def _process(sizes: Floats, inducing: Floats, length_scale: float) -> Floats:
-    """Columns whose products are the squared exponential kernel between the measured blocks, and its projection for the others.
+def _process(makes: Floats, inducing: Floats, length_scale: float) -> Floats:
+    """Columns whose products are the squared exponential kernel between the inducing layers, and its projection for the others.
 
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sec. 8.1 (subset of regressors).
     """
     values, vectors = np.linalg.eigh(_kernel(inducing, inducing, length_scale))
-    return np.asarray(_kernel(sizes, inducing, length_scale) @ (vectors / np.sqrt(np.maximum(values, _NUGGET))))
+    return np.asarray(_kernel(makes, inducing, length_scale) @ (vectors / np.sqrt(np.maximum(values, _NUGGET))))
 
 
 def _kernel(one: Floats, other: Floats, length_scale: float) -> Floats:
