@@ -11,6 +11,7 @@ inside, the layers tell. What will never be here: how a number is rounded (the l
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from hwnas.errors import InputError
@@ -187,6 +188,7 @@ def has_convolutions(block: Block, shape: TensorShape) -> bool:
     return any(isinstance(node.layer, Conv) for node in _layers(block, shape).nodes)
 
 
+@lru_cache(maxsize=1 << 14)  # asked for every edge of a space, which has the same blocks again and again
 def _layers(block: Block, shape: TensorShape) -> Network:
     """A block's layers, named as it names them."""
     net = NetworkBuilder(shape)

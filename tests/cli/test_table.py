@@ -15,7 +15,7 @@ from tests.cli.command import hwnas, hwnas_process, refused
 from tests.cli.conftest import DEVICE
 
 IMPORT = ("--space", "proxyless", "--device", "d", "--output", "o")
-COMMITTED = sorted((Path(__file__).parents[2] / "latency_tables").rglob("*.json"))
+COMMITTED = {path.stem: path for path in sorted((Path(__file__).parents[2] / "latency_tables").rglob("*.json"))}  # one of a space
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def copy(table, tmp_path):
     return Path(shutil.copy(table, tmp_path / "table.json"))
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMMITTED.values(), ids=COMMITTED)
 def test_a_committed_table(path):
     """Sound, judged, and shown as it is."""
     assert hwnas("table", "check", path, "--space", path.stem, "--json").json["additive"] in (True, False)
