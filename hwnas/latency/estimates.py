@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas.ir.block import Part
 from hwnas.ir.grid import Floats
@@ -29,7 +30,7 @@ LEAST_BLOCKS = 20
 
 _LENGTH_SCALES = (1.0, 2.0, 4.0)  # of the process, for layers whose properties differ by a standard deviation each
 _KINDS_APART = 3.0  # standard deviations
-_MOST_INDUCING = 500  # layers that the process is made of; it takes their number to the third power
+_MOST = 500  # blocks to fit to, and layers to make the process of; both take time to the third power
 _NUGGET = 1e-8  # keeps a kernel of equal layers regular
 _VECTORS = (4, 8, 16)  # channels that kernels work on at once
 _FUSED = ("relu", "relu6")  # activations that runtimes compute within the layer before
@@ -70,8 +71,8 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
         parts: All blocks, by workload.
         measured: Ratios of some of them to the anchor, by workload; at least `LEAST_BLOCKS`.
     """
-    known = np.array([workload in measured for workload in parts])
-    ratios = np.array([measured[workload] for workload in parts if workload in measured])
+    known = _some(np.flatnonzero([workload in measured for workload in parts]))
+    ratios = np.array([measured[workload] for workload in np.array(list(parts), object)[known]])
     chains = [Counter(map(_layer, filter(_takes_time, part.network.nodes))) for part in parts.values()]
     layers = list(dict.fromkeys(layer for chain in chains for layer in chain))
     number = {layer: column for column, layer in enumerate(layers)}
@@ -83,7 +84,7 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
     deviations = counts * _sizes(layers)
     fixed = [counts @ _macs(layers, lambda layer: (layer.kind, layer.kernel)),
              deviations @ trait_matrix([_traits(layer) for layer in layers])]
-    makes, inducing = _makes(layers, counts[known].any(axis=0))
+    makes, inducing = _makes(layers, np.asarray(counts[known].max(axis=0) > 0))
     fits: list[tuple[Effects, list[Floats]]] = []
     for length_scale in _LENGTH_SCALES:
         levels = [*fixed, deviations @ _process(makes, inducing, length_scale * np.sqrt(makes.shape[1]))]
@@ -93,7 +94,7 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
     expected = line @ best.coefficients + sum(level @ effects for level, effects in zip(levels, best.effects, strict=True))
     expected = np.maximum(expected, ratios.min() / 2)  # no block takes nothing
     estimated = {workload: float(f"{value:.6g}")  # thousands of them go into a file, and more digits say nothing
-                 for workload, value, is_known in zip(parts, expected, known, strict=True) if not is_known}
+                 for workload, value in zip(parts, expected, strict=True) if workload not in measured}
     return Estimates(estimated, float(np.median(np.abs(best.left_out))))
 
 
@@ -140,7 +141,7 @@ def _traits(layer: _Layer) -> frozenset[str]:
                       f"at {layer.resolution}", *(f"{what} {one}" for what in (kind, shape) for one in filled)})
 
 
-def _makes(layers: Sequence[_Layer], used: np.ndarray) -> tuple[Floats, Floats]:
+def _makes(layers: Sequence[_Layer], used: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Properties of layers in standard deviations of those in measured blocks, and those that the process is made of."""
     figures = np.array([[np.log1p(layer.macs), np.log1p(layer.moved), np.log1p(layer.parameters), np.log(layer.in_channels),
                          np.log(layer.out_channels), np.log(layer.resolution), layer.kernel, layer.stride, layer.dilation,
@@ -149,11 +150,15 @@ def _makes(layers: Sequence[_Layer], used: np.ndarray) -> tuple[Floats, Floats]:
     figures = (figures - figures[used].mean(axis=0)) / np.maximum(figures[used].std(axis=0), 1e-9)
     kinds = sorted({layer.kind for layer in layers})
     makes = np.column_stack([figures, [[_KINDS_APART * (layer.kind == kind) for kind in kinds] for layer in layers]])
-    inducing = makes[used]
-    return makes, inducing[np.linspace(0, len(inducing) - 1, min(len(inducing), _MOST_INDUCING)).astype(int)]
+    return makes, makes[_some(np.flatnonzero(used))]
 
 
-def _independent(line: Floats, known: Sequence[bool] | np.ndarray) -> Floats:
+def _some(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """As many as there may be, at even distances."""
+    return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), _MOST)).astype(int)]
+
+
+def _independent(line: Floats, known: NDArray[np.int64]) -> Floats:
     """The terms that the measured blocks can tell apart, in their order."""
     scaled = line[known] / np.maximum(np.abs(line[known]).max(axis=0), 1e-12)
     kept: list[int] = []

@@ -47,6 +47,16 @@ def test_few_blocks_tell_all_of_a_published_space(space, count):
     assert found.typical_error == pytest.approx(np.median(np.abs(errors)), rel=0.5)  # it knows how good it is
 
 
+def test_thousands_of_measured_blocks_take_no_longer():
+    """They are as many as the fit takes and more; what is left is estimated as well as from these."""
+    parts = load_space("mnasnet").measured_parts
+    truth = {workload: roofline(part) for workload, part in parts.items()}
+    measured, _ = shares(list(parts), 0, 0.9)
+    found = estimate_blocks(parts, {workload: truth[workload] for workload in measured})
+    assert len(found.ratios) == len(parts) - len(measured)
+    assert np.median([abs(ratio / truth[workload] - 1) for workload, ratio in found.ratios.items()]) < 0.02
+
+
 @pytest.mark.parametrize(("space", "count", "quirk"), [
     ("proxyless", 40, {"slow_kernel": 7}), ("mnasnet", 250, {"slow_kernel": 5}), ("mnasnet", 250, {"vector": 4})])
 def test_quirks_of_a_runtime_are_learned(space, count, quirk):
