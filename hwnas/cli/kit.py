@@ -23,7 +23,7 @@ def kit_build_command(
                                               min=0)] = 48,
     held_out_networks: Annotated[int, typer.Option(help="Whole networks that judge the table; 19 or more for an interval.",
                                                    min=0)] = 24,
-    seed: Annotated[int, typer.Option(help="Chooses the whole networks that calibrate and judge.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the whole networks that calibrate and judge, and the --blocks.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a kit that is there, and its results.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

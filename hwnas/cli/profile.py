@@ -27,7 +27,7 @@ def profile_command(
     fit_networks: Annotated[int, typer.Option(help="Whole networks that calibrate the blocks.", min=0)] = 48,
     held_out_networks: Annotated[int, typer.Option(help="Whole networks that judge the table; 19 or more for an interval.",
                                                    min=0)] = 24,
-    seed: Annotated[int, typer.Option(help="Chooses the whole networks that calibrate and judge.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the whole networks that calibrate and judge, and the --blocks.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what is there and measure again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
