@@ -9,7 +9,7 @@ from hwnas.errors import VerificationError
 from hwnas.ir.steps import Space
 from hwnas.latency.correlation import rank_correlation
 from hwnas.latency.seams import cost_model
-from hwnas.latency.summary import block_costs, refused_networks_warning
+from hwnas.latency.summary import block_costs, block_counts, estimate_error, refused_networks_warning
 from hwnas.latency.table import HeldOut, LatencyTable
 
 # A table is additive, its blocks' costs adding up to a network's, when on networks that no fit has seen it is no further off
@@ -20,6 +20,7 @@ _ENOUGH_HELD_OUT = 19  # fewer networks bear no 95 % interval
 # The 95th percentile of sessions over the 5th, both of which 'hwnas table show' prints: most tables in latency_tables are within
 # 1.1, and all within 1.15 but for the few that stand out, above 1.25.
 _STEADY_ANCHOR = 1.2
+_GOOD_ESTIMATES = 0.1  # networks average out the errors of their blocks, but those of alike blocks are alike
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,10 @@ def table_warnings(table: LatencyTable) -> list[str]:
     imported = sum(entry.label == "imported" for entry in table.entries.values())
     if imported:
         warnings.append(f"{imported} entries were imported: neither their sessions nor their environment are known.")
+    error = estimate_error(table)
+    if error is not None and error > _GOOD_ESTIMATES:
+        warnings.append(f"{block_counts(table)['estimated']} of {len(table.entries)} blocks are estimated, and estimates are off "
+                        f"by {100 * error:.0f} % in the median: measure more, by the same 'hwnas profile' with more --blocks.")
     if held_out.networks == 0:
         warnings.append("No network has judged the table, so its interval is a guess and no promise can be made on it.")
     elif held_out.networks < _ENOUGH_HELD_OUT:

@@ -13,6 +13,7 @@ from hwnas.errors import VerificationError
 from hwnas.latency.compare import compare_tables, is_additive, require_complete, table_warnings
 from hwnas.latency.correlation import rank_correlation
 from hwnas.latency.refusals import network_key
+from hwnas.latency.summary import estimate_error
 from hwnas.latency.table import AnchorRecord, EffortRecord, EntryRecord, HeldOut
 from hwnas.spaces.load import load_space
 from tests.latency.test_table import _table
@@ -136,3 +137,21 @@ def test_an_anchor_that_drifted_is_a_warning(high_ms, warned):
     warnings = table_warnings(replace(_table(noise=0.005), anchor=anchor))
     assert len(warnings) == warned
     assert all(one.startswith("The anchor took 0.5 to 0.61 ms") and "'hwnas table judge'" in one for one in warnings)
+
+
+def test_poor_estimates_are_a_warning():
+    """Blocks whose times follow no law cannot be estimated from others; those that follow their multiply-accumulates can."""
+    table = _table(load_space("fbnet-cpu"), networks=0)
+    some = list(table.entries)[1:-1:6]
+
+    def warnings(entries):
+        return [one for one in table_warnings(replace(table, entries=entries)) if "estimated" in one]
+
+    labels = {key: "estimated" if key in some else "ok" for key in table.entries}
+    lawless = {key: entry.model_copy(update={"label": labels[key]}) for key, entry in table.entries.items()}
+    (warning,) = warnings(lawless)
+    assert warning.startswith(f"{len(some)} of {len(lawless)} blocks are estimated, and estimates are off ")
+    assert f"by {100 * estimate_error(replace(table, entries=lawless)):.0f} % in the median" in warning
+    parts = table.search_space.measured_parts
+    lawful = {key: EntryRecord(sessions=((0.01 + parts[key].network.macs / 1e6,),), label=label) for key, label in labels.items()}
+    assert not warnings(lawful) and not warnings(table.entries)

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 
 from hwnas.ir.trellis import Trellis
+from hwnas.latency.estimates import estimate_blocks
 from hwnas.latency.refusals import network_key
 from hwnas.latency.sessions import combine_ratios
 from hwnas.latency.summary import (
     block_costs,
+    block_counts,
+    estimate_error,
     excluded_options,
     held_out_document,
     layer_costs,
@@ -19,6 +22,7 @@ from hwnas.latency.summary import (
     refused_networks_warning,
 )
 from hwnas.latency.table import EntryRecord
+from hwnas.spaces.load import load_space
 from tests.latency.test_table import _space, _table
 
 
@@ -128,3 +132,19 @@ def test_whole_networks_that_are_refused_are_no_blocks():
     both = replace(refused, refused={**refused.refused, block: "It is odd."})
     assert set(refused_networks(both)) == {str(second)} and set(refused_blocks(both)) == {block}
     assert refused_networks_warning(table) is None and refused_networks(table) == {}
+
+
+def test_blocks_are_counted_by_label():
+    table = _table(load_space("fbnet-cpu"), networks=0)
+    assert estimate_error(table) is None
+    first, second, third, *rest = table.entries
+    labels = {first: "estimated", second: "noisy"}
+    entries = {key: entry.model_copy(update={"label": labels.get(key, entry.label)}) for key, entry in table.entries.items()
+               if key != rest[-1]}
+    counted = replace(table, entries=entries, refused={third: "It crashes."})
+    assert block_counts(counted) == {"ok": len(rest), "noisy": 1, "imported": 0, "estimated": 1, "refused": 1, "missing": 1}
+    parts = {key: part for key, part in table.search_space.measured_parts.items() if key in entries and key != first}
+    expected = estimate_blocks(parts, {key: entries[key].ratio for key in parts}).typical_error
+    assert estimate_error(counted) == expected > 0
+    few = dict(list(entries.items())[:10])
+    assert estimate_error(replace(table, entries=few)) is None  # too few to say
