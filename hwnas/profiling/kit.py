@@ -167,7 +167,8 @@ def collect_kit(folder: str | os.PathLike[str], output: str | os.PathLike[str] |
                 if one.role != "entry"]
     plan = _plan_of(kit)
     workloads = [*plan_blocks(space, kit.batch_size, plan.blocks, kit.seed), *networks]
-    table = assemble_table(space, environment, plan, workloads, measured, refused, preparing_s=read_preparing_s(path))
+    table = assemble_table(space, environment, plan, workloads, measured, refused, preparing_s=read_preparing_s(path),
+                           estimate=plan.blocks is not None)
     target = Path(output) if output is not None else default_table_path(environment, space)
     with locked(target, "latency table"):
         if target.exists():

@@ -163,6 +163,7 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
     refused: dict[str, str] = {}
     exported: list[NetworkRecord] = []
     sittings: tuple[SittingRecord, ...] = ()
+    estimate = plan.blocks is not None
     if path.exists():
         table = load_table(path)
         _require_same(space, table.search_space.hash, f"The table {path}")
@@ -173,6 +174,7 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
         if complete and not journal.exists():
             return table
         earlier, refused = _sessions_of(table), dict(table.refused)  # the journal may be lost
+        estimate |= any(entry.label == "estimated" for entry in table.entries.values())  # it stays of use meanwhile
         # It knows nothing of these.
         exported, sittings = [record for record in table.networks if record.role == "exported"], table.sittings
     header = {"schema": JOURNAL_SCHEMA, "space_hash": space.hash, "seed": seed, "batch_size": batch_size,
@@ -199,7 +201,7 @@ def _profile(space: Space, device: Device, environment: dict[str, Any], path: Pa
         _measure(workloads, measured, refused, journal, device, plan, seed, deadline, progress, preparing)
         workloads = [*blocks, *plan_networks(space, plan, batch_size, seed, refused)]
     table = assemble_table(space, environment, plan, workloads, measured, refused, exported,
-                           preparing_s=read_preparing_s(journal))
+                           preparing_s=read_preparing_s(journal), estimate=estimate)
     table = replace(table, sittings=sittings)
     table.save(path)
     if table.effort is not None and table.effort.complete:
@@ -394,7 +396,7 @@ class _NetworkModel:
 
 def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan, workloads: Sequence[Workload],
                    measured: Measured, refused: Mapping[str, str], exported: Sequence[NetworkRecord] = (), *,
-                   preparing_s: float = 0.0) -> LatencyTable:
+                   preparing_s: float = 0.0, estimate: bool = False) -> LatencyTable:
     """The table of what a journal holds.
 
     Args:
@@ -406,6 +408,7 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
         refused: Why the device does not run a model, by key. The table keeps that of blocks and of whole networks.
         exported: Measured networks that the journal knows nothing of.
         preparing_s: Seconds that no session counts: for preparing models ahead, and for models that were refused.
+        estimate: Whether blocks that were not measured are estimated.
 
     Raises:
         InputError: There is no session at all.
@@ -433,7 +436,7 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
     effort = EffortRecord(minutes=round(spent_s / 60, 6), sessions=len(every),
                           timing_minutes=round(sum(session.timing_s for session in every) / 60, 6),
                           planned_sessions=len(every) + missing)
-    if plan.blocks is not None:
+    if estimate:
         entries = with_estimates(space, entries, refused)
     blocks = {workload.key for workload in workloads if workload.role == "entry"}
     table = LatencyTable(space, environment, anchor, entries, (), effort=effort,
@@ -444,19 +447,19 @@ def assemble_table(space: Space, environment: dict[str, Any], plan: ProfilePlan,
 
 
 def with_estimates(space: Space, entries: Mapping[str, EntryRecord], refused: Collection[str]) -> dict[str, EntryRecord]:
-    """The entries, and estimates of the blocks that have none; no estimates where too few were measured.
+    """The entries, and estimates of the blocks that have none, unless too few were measured.
 
     Args:
         space: The space, in whose order they come.
         entries: What was measured.
         refused: Blocks that the device does not run, for which there is neither.
     """
-    if len(entries) < LEAST_BLOCKS:
-        return dict(entries)
     parts = {workload: part for workload, part in space.measured_parts.items() if workload not in refused}
+    if len(entries) < LEAST_BLOCKS or parts.keys() <= entries.keys():
+        return dict(entries)
     found = estimate_blocks(parts, {workload: entry.ratio for workload, entry in entries.items()})
     return {workload: entries.get(workload) or EntryRecord(sessions=((found.ratios[workload],),), label="estimated")
-            for workload in parts}
+            for workload in space.measured_parts if workload in entries or workload in parts}
 
 
 def _require_same(space: Space, space_hash: str, what: str) -> None:

@@ -792,6 +792,15 @@ def test_more_blocks_are_added_to_some(sampled, tmp_path):
     assert set(told.keys) == set(FBNET.measured_parts) - set(measured_of(more)) and len(measured_of(every)) == len(every.entries)
 
 
+def test_a_table_of_some_blocks_stays_of_use_while_more_are_measured(sampled, tmp_path):
+    path = tmp_path / "table.json"
+    path.write_bytes(sampled[0].read_bytes())
+    again, told = profile(path, FBNET, replace(FEW, blocks=None, min_sessions=1, max_minutes=0))
+    assert told == [] and again.entries == sampled[1].entries and not again.effort.complete
+    every, _ = profile(path, FBNET, replace(FEW, blocks=None, min_sessions=1))
+    assert len(measured_of(every)) == len(every.entries) and every.effort.complete
+
+
 def test_a_table_of_some_blocks_is_completed_without_its_journal(sampled, tmp_path):
     """Estimates are not taken for sessions."""
     path = tmp_path / "table.json"
