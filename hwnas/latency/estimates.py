@@ -6,13 +6,13 @@ ratio to the anchor is modelled as
     intercept + sum over its layers of (cost of its multiply-accumulates, by kind + cost of moving its tensors + deviation)
 
 A layer's deviation is made of shrunken effects (see `effects`) in three levels: other costs of multiply-accumulates, by kernel (a
-runtime may lack one); what it is (kind, kernel, stride, channels, resolution, whether channels fill the vectors that kernels work
-on); and a Gaussian process over all of these, for what layers of about the same size and make have in common. How much each
-counts is what makes the measured blocks likeliest. The fit is on *relative* errors.
+runtime may lack one); and, as shares of what that says, what the layer is (kind, kernel, stride, channels, resolution, whether
+channels fill the vectors that kernels work on), and a Gaussian process over all of these, for what layers of about the same size
+and make have in common. How much each counts is what makes the measured blocks likeliest. The fit is on *relative* errors.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,29 +73,38 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
     """
     known = _some(np.flatnonzero([workload in measured for workload in parts]))
     ratios = np.array([measured[workload] for workload in np.array(list(parts), object)[known]])
-    chains = [Counter(map(_layer, filter(_takes_time, part.network.nodes))) for part in parts.values()]
-    layers = list(dict.fromkeys(layer for chain in chains for layer in chain))
-    number = {layer: column for column, layer in enumerate(layers)}
-    counts = np.zeros((len(chains), len(layers)))
-    for row, chain in zip(counts, chains, strict=True):
-        row[[number[layer] for layer in chain]] = list(chain.values())
+    layers, counts = _count_layers(parts.values())
     costs = np.column_stack([_macs(layers, lambda layer: layer.kind), [[layer.moved / 1e6, 1.0] for layer in layers]])
-    line = _independent(np.column_stack([np.ones(len(chains)), counts @ costs]), known)
-    deviations = counts * _sizes(layers)
-    fixed = [counts @ _macs(layers, lambda layer: (layer.kind, layer.kernel)),
-             deviations @ trait_matrix([_traits(layer) for layer in layers])]
-    makes, inducing = _makes(layers, np.asarray(counts[known].max(axis=0) > 0))
-    fits: list[tuple[Effects, list[Floats]]] = []
-    for length_scale in _LENGTH_SCALES:
-        levels = [*fixed, deviations @ _process(makes, inducing, length_scale * np.sqrt(makes.shape[1]))]
+    line = np.column_stack([np.ones(len(parts)), counts @ costs])
+    terms = _distinct(line[known])
+    line, costs = line[:, terms], np.column_stack([np.zeros(len(layers)), costs])[:, terms]  # the intercept is no layer's
+
+    def fit(levels: Sequence[Floats]) -> Effects:
         by_line, *by_levels = (columns[known] / ratios[:, None] for columns in (line, *levels))
-        fits.append((fit_levels(by_line, by_levels, np.ones(len(ratios))), levels))
-    best, levels = min(fits, key=lambda found: found[0].unlikeliness)
+        return fit_levels(by_line, by_levels, np.ones(len(ratios)))
+
+    speeds = _macs(layers, lambda layer: (layer.kind, layer.kernel))
+    first = fit([counts @ speeds])
+    deviations = counts * _sizes(layers, costs @ first.coefficients + speeds @ first.effects[0])
+    fixed = [counts @ speeds, deviations @ trait_matrix([_traits(layer) for layer in layers])]
+    makes, inducing = _makes(layers, np.asarray(counts[known].max(axis=0) > 0))
+    choices = [[*fixed, deviations @ _process(makes, inducing, scale * np.sqrt(makes.shape[1]))] for scale in _LENGTH_SCALES]
+    best, levels = min(((fit(levels), levels) for levels in choices), key=lambda found: found[0].unlikeliness)
     expected = line @ best.coefficients + sum(level @ effects for level, effects in zip(levels, best.effects, strict=True))
     expected = np.maximum(expected, ratios.min() / 2)  # no block takes nothing
     estimated = {workload: float(f"{value:.6g}")  # thousands of them go into a file, and more digits say nothing
                  for workload, value in zip(parts, expected, strict=True) if workload not in measured}
     return Estimates(estimated, float(np.median(np.abs(best.left_out))))
+
+
+def _count_layers(parts: Iterable[Part]) -> tuple[list[_Layer], Floats]:
+    """The distinct layers, and how often each block has each; (blocks, layers)."""
+    chains = [Counter(map(_layer, filter(_takes_time, part.network.nodes))) for part in parts]
+    column = {layer: number for number, layer in enumerate(dict.fromkeys(layer for chain in chains for layer in chain))}
+    counts = np.zeros((len(chains), len(column)))
+    for row, chain in zip(counts, chains, strict=True):
+        row[[column[layer] for layer in chain]] = list(chain.values())
+    return list(column), counts
 
 
 def _takes_time(node: Node) -> bool:
@@ -126,10 +135,11 @@ def _macs(layers: Sequence[_Layer], kind_of: Callable[[_Layer], Hashable]) -> Fl
     return np.array([[layer.macs * (kind_of(layer) == kind) / 1e6 for kind in kinds] for layer in layers])
 
 
-def _sizes(layers: Sequence[_Layer]) -> Floats:
-    """What effects are shares of: a rough guess of what layers take."""
-    sizes = np.array([layer.macs * (5 if layer.kind.startswith("grouped") else 1) + 4 * layer.moved + 2 * layer.parameters + 3e3
+def _sizes(layers: Sequence[_Layer], expected: Floats) -> Floats:
+    """What deviations are shares of: what layers are expected to take, and no less than a rough guess."""
+    guess = np.array([layer.macs * (5 if layer.kind.startswith("grouped") else 1) + 4 * layer.moved + 2 * layer.parameters + 3e3
                       for layer in layers])
+    sizes = np.maximum(expected, guess * max(float(np.median(expected / guess)), 1e-12))
     return np.asarray(sizes / sizes.mean())
 
 
@@ -158,14 +168,14 @@ def _some(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), _MOST)).astype(int)]
 
 
-def _independent(line: Floats, known: NDArray[np.int64]) -> Floats:
-    """The terms that the measured blocks can tell apart, in their order."""
-    scaled = line[known] / np.maximum(np.abs(line[known]).max(axis=0), 1e-12)
+def _distinct(line: Floats) -> list[int]:
+    """The terms of a line that can be told apart, the first ones first."""
+    scaled = line / np.maximum(np.abs(line).max(axis=0), 1e-12)
     kept: list[int] = []
     for term in range(line.shape[1]):
-        if np.linalg.matrix_rank(scaled[:, [*kept, term]], tol=1e-6 * np.sqrt(len(scaled))) > len(kept):
+        if np.linalg.matrix_rank(scaled[:, [*kept, term]], tol=1e-6 * np.sqrt(len(line))) > len(kept):
             kept.append(term)
-    return line[:, kept]
+    return kept
 
 
 def _process(makes: Floats, inducing: Floats, length_scale: float) -> Floats:
