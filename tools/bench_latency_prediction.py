@@ -14,7 +14,8 @@ Each table is profiled into --folder (and continued there), or read; then the sc
 - networks only: corrections without isolated measurements: every block is expected to cost the same
 - hosts (with --hosts): the same on blocks measured between two 1x1 convolutions, less the convolutions; counted apart
 
-How often intervals hold is judged by the networks of other hours, which `hwnas table judge --keep` adds to a table.
+How often intervals hold is judged by the networks of other hours, which `hwnas table judge --keep` adds to a table. With --blocks
+so many blocks are measured and the others estimated; of tables of many blocks, all measured, --output also says what that costs.
 
 Run it on a quiet machine: nothing else may compute meanwhile.
 """
