@@ -117,8 +117,7 @@ def _layer(node: Node) -> _Layer:
     layer, kind, kernel, stride, dilation = node.layer, type(node.layer).__name__, 1, 1, 1
     if isinstance(layer, Conv):
         kernel, stride, dilation = max(layer.kernel), layer.stride, layer.dilation
-        kind = "grouped" if layer.groups > 1 else "pointwise" if kernel == 1 else "dense"
-        kind += f" {layer.weight_format}" * (layer.weight_format is not None)
+        kind = f"{'grouped' if layer.groups > 1 else 'pointwise' if kernel == 1 else 'dense'} {layer.weight_format}"
     elif isinstance(layer, Pool):
         kind, kernel, stride = f"{layer.kind} pool", layer.kernel, layer.stride
     elif isinstance(layer, Activation):
