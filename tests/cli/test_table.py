@@ -291,7 +291,7 @@ def test_a_table_is_judged_here_and_now(copy):
     assert found["kept"] and not found["holds"] and found["covered"] == 0 and found["median_error"] > 1
     assert kept.held_out.interval == found["interval_with_it"] > found["interval"] == wrong.held_out.interval
     assert [len(sitting.networks) for sitting in kept.sittings] == [found["networks"]] == [4]
-    shown = hwnas("table", "show", path).out
-    assert "another hour adds" in shown and "measured in 1" in " ".join(shown.split())
+    shown = " ".join(hwnas("table", "show", path).out.split())  # lines break where the figures' lengths have it
+    assert "another hour adds" in shown and "measured in 1" in shown
     assert "other_hour" in hwnas("table", "show", path, "--json").json["networks"]
     assert "unlike" in refused(hwnas("table", "judge", path, "--device", "torch-cpu"))
