@@ -2,11 +2,16 @@
 
 import gc
 import os
+import signal
 
 from hypothesis import settings
 
 # Two processes share two cores in the suite, and frameworks start a thread for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell has what it runs in the background ignore Ctrl-C, which everything that the tests start would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: shared machines pause a process for longer than hypothesis' default of 200 ms. The suite's examples are always
 # the same, so that a change is judged by what it changed; `make fuzz` looks for new ones.

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LONGEST_SECONDS = 600  # only so that a command that waits for ever ends
+_SLOW = {"new-space.md"}  # its commands take close to a minute together
 
 
 def _blocks(page, language):
@@ -64,7 +65,8 @@ def test_sizes_on_the_page():
 
 
 @pytest.mark.timeout(_LONGEST_SECONDS + 60)
-@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "bash")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] if page.name in _SLOW else [], id=page.name)
+                                  for page in PAGES if _blocks(page, "bash")])
 def test_commands_run(page, tmp_path):
     """All commands of a page in their order, as a reader types them, beside copies of the examples."""
     for example in (ROOT / "examples").glob("*.py"):

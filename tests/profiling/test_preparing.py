@@ -162,7 +162,7 @@ def test_where_nothing_is_converted_nothing_happens():
 ], ids=["refused", "crash", "hang"])
 def test_a_model_that_cannot_be_converted_costs_no_other(what, reason, times, converted, monkeypatch):
     misbehave(monkeypatch, what)
-    done = prepare(patience=Patience(session_s=5.0))
+    done = prepare(patience=Patience(session_s=3.0))
     assert set(done) == set(MODELS) and [key for key in done if done[key]] == ["width 4"]
     assert done["width 4"].startswith(reason) and converted()[0][BAD] == times
 
