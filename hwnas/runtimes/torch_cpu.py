@@ -6,11 +6,16 @@ on most, and TorchScript is deprecated. Eight-bit integers compute in floating p
 The number of threads belongs to the process. It is set for each inference and set back after it, which costs next to nothing,
 so that executables with different numbers, and a training beside them, do not disturb each other.
 
+So does the C library's memory. glibc gives back what a large tensor leaves, and has each of its pages made anew for the next one;
+when it does depends on all that the process did before. For 224x224 images that may take as long as the computing itself, on and
+off. So, as PyTorch's own advice on inference has it, the process keeps what is freed, from the first model that is loaded on.
+
 PyTorch does not read ONNX: the model is translated where it is loaded, so a device needs onnx beside PyTorch.
 """
 
-from collections.abc import Mapping
-from functools import partial
+import ctypes
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,9 @@ from hwnas.runtimes.torch_arrays import to_arrays, to_torch
 
 _INSTALL = "pip install torch onnx"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+# Of glibc's malloc.h: what `mallopt` sets, and the largest block that it may be told to take from the heap.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MAX_HEAP_BLOCK_BYTES = 32 << 20
 
 
 class TorchCpu(Runtime):
@@ -54,6 +62,7 @@ class TorchCpu(Runtime):
             "memory_format": "channels_last",
             "dtype": _DTYPES[config.precision],
             "num_threads": config.threads,
+            "freed_memory": "as the C library does" if _mallopt() is None else "kept",
         }
 
     def prepare(self, model: bytes | Path, config: RuntimeConfig) -> Program:
@@ -62,6 +71,7 @@ class TorchCpu(Runtime):
 
     def load(self, program: Program, config: RuntimeConfig) -> Executable:
         settings = self.settings(config)
+        _keep_freed_memory()
         import torch
 
         from hwnas.runtimes.torch_model import build_torch_model
@@ -98,6 +108,21 @@ class _TorchCpuExecutable:
 
     def close(self) -> None:
         self._module = None
+
+
+@cache
+def _mallopt() -> Callable[[int, int], int] | None:
+    """What adjusts the C library's memory; None for another library than glibc."""
+    try:
+        return ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def _keep_freed_memory() -> None:
+    if (mallopt := _mallopt()) is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAX_HEAP_BLOCK_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # no end of the heap is too long
 
 
 def _infer(module: Any, tensors: list[Any], results: list[Any], threads: int) -> None:

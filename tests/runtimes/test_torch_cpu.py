@@ -1,5 +1,11 @@
 """PyTorch on the CPU beyond the contract: the networks it is for, its threads, its memory."""
 
+import platform
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +18,7 @@ from hwnas.spaces.networks import load_network
 from tests.runtimes.models import build_model, conv_net, noise
 from tests.runtimes.parity import SPACES, assert_parity, leaked_mib, random_network
 
+ROOT = Path(__file__).parents[2]
 RUNTIME = TorchCpu()
 IMAGES = {"images": noise((2, 3, 16, 16))}
 
@@ -61,6 +68,33 @@ def _fail(*_: object) -> None:
 
 def test_memory_is_given_back():
     assert leaked_mib(RUNTIME) < 15  # 45 if only the weights were kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory is what is adjusted")
+def test_large_results_take_the_memory_of_those_before():
+    """A block and the anchor in turns, as a session of 224x224 images has them: pages are made once, and not for every call."""
+    assert RUNTIME.settings(RuntimeConfig())["freed_memory"] == "kept"
+    program = textwrap.dedent("""
+        import resource
+        from hwnas.profiling.anchor import anchor_model
+        from hwnas.profiling.profiler import plan_blocks
+        from hwnas.runtimes import RuntimeConfig
+        from hwnas.spaces.load import load_space
+        from tests.runtimes.models import noise
+        from tests.runtimes.test_torch_cpu import RUNTIME
+
+        models = [anchor_model("mobile-224/1"), plan_blocks(load_space("fbnet"), 1)[4].model()]
+        executables = [RUNTIME.compile(model, RuntimeConfig()) for model in models]
+        bounds = [one.bind({tensor.name: noise(tensor.shape) for tensor in one.inputs}) for one in executables]
+        faults = []
+        for _ in range(12):
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+            for bound in bounds:
+                bound()
+        print((faults[-1] - faults[1]) / 10)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100  # of some thousands that their results are on
 
 
 def test_nothing_is_recorded_for_gradients():
