@@ -101,13 +101,20 @@ class _TorchCpuExecutable:
         return bound.read_outputs()
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
-        tensors = [to_torch(array) for array in check_inputs(self.inputs, inputs).values()]
+        tensors = [_laid_out(to_torch(array)) for array in check_inputs(self.inputs, inputs).values()]
         results: list[Any] = []
         return Bound(infer=partial(_infer, self._module, tensors, results, self._threads),
                      read_outputs=lambda: to_arrays(results, self.outputs))
 
     def close(self) -> None:
         self._module = None
+
+
+def _laid_out(tensor: Any) -> Any:
+    """As a layer before it would leave it, so that a block alone computes as it does in a network."""
+    import torch
+
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 @cache

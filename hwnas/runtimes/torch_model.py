@@ -71,10 +71,14 @@ class TorchModel(nn.Module):
         self._dtype = dtype
 
     def channels_last(self) -> "TorchModel":
-        """Lays out the weights of convolutions for (N, H, W, C) in memory, which their results then have too."""
+        """Lays out the weights of convolutions for (N, H, W, C) in memory, which their results then have too.
+
+        By `to`: `contiguous` leaves kernels of 1x1 and depthwise ones as they are, which have both layouts at once, and their
+        convolutions would go on in whatever layout arrives.
+        """
         for parameter in self.parameters():
             if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
         return self
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -293,7 +293,15 @@ def _pad(node: NodeReader) -> Function:
 def _reshape(node: NodeReader) -> Function:
     node.expect(allowzero=0)
     shape = node.constant(1)
-    return lambda x: x.reshape([size or x.shape[axis] for axis, size in enumerate(shape)])
+
+    def reshape(x: Tensor) -> Tensor:
+        sizes = [size or x.shape[axis] for axis, size in enumerate(shape)]
+        if x.ndim == 5 and sizes == [len(x), x.shape[1] * x.shape[2], *x.shape[3:]] and x.stride(4) == sizes[1]:
+            # The end of a channel shuffle in channels_last, out of which `reshape` would fall, with all layers after it.
+            return x.permute(0, 3, 4, 1, 2).reshape([sizes[0], *sizes[2:], sizes[1]]).permute(0, 3, 1, 2)
+        return x.reshape(sizes)
+
+    return reshape
 
 
 def _transpose(node: NodeReader) -> Function:

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from hwnas.errors import InputError
+from hwnas.lower.onnx import to_onnx
 from hwnas.runtimes import RuntimeConfig
 from hwnas.runtimes.torch_cpu import TorchCpu
 from hwnas.spaces.networks import load_network
@@ -87,14 +89,35 @@ def test_large_results_take_the_memory_of_those_before():
         executables = [RUNTIME.compile(model, RuntimeConfig()) for model in models]
         bounds = [one.bind({tensor.name: noise(tensor.shape) for tensor in one.inputs}) for one in executables]
         faults = []
-        for _ in range(12):
+        for _ in range(21):
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
             for bound in bounds:
                 bound()
-        print((faults[-1] - faults[1]) / 10)
+        print((faults[20] - faults[10]) / 10)
     """)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100  # of some thousands that their results are on
+
+
+@pytest.mark.parametrize("space", [*SPACES, "ofa-cpu", "one-shot-cpu"])
+def test_everything_is_laid_out_as_the_settings_say(space):
+    """A layer computes in whatever layout reaches it, so that one that falls out of it slows all that follow."""
+    executable = RUNTIME.compile(to_onnx(random_network(space)).SerializeToString(), RuntimeConfig())
+    channel_strides = {}
+
+    def watched(step):
+        def function(*values):
+            results = step.function(*values)
+            for name, result in zip(step.outputs, results if isinstance(results, tuple | list) else [results], strict=True):
+                if result.ndim == 4 and result.shape[1] > 1 and result[0, 0].numel() > 1:
+                    channel_strides[name] = result.stride(1)
+            return results
+
+        return replace(step, function=function)
+
+    executable._module._steps = tuple(map(watched, executable._module._steps))
+    executable.run({tensor.name: noise(tensor.shape) for tensor in executable.inputs})
+    assert len(channel_strides) > 10 and set(channel_strides.values()) == {1}
 
 
 def test_nothing_is_recorded_for_gradients():
