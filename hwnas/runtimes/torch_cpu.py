@@ -7,8 +7,8 @@ The number of threads belongs to the process. It is set for each inference and s
 so that executables with different numbers, and a training beside them, do not disturb each other.
 
 So does the C library's memory. glibc gives back what a large tensor leaves, and has each of its pages made anew for the next one;
-when it does depends on all that the process did before. For 224x224 images that may take as long as the computing itself, on and
-off. So the process keeps what is freed, from the first model that is loaded; PyTorch's tuning guide advises allocators that do.
+when it does depends on all that the process did before, so that networks on 224x224 images take another time now and then. So the
+process keeps what is freed, from the first model that is loaded; PyTorch's tuning guide advises allocators that do.
 
 PyTorch does not read ONNX: the model is translated where it is loaded, so a device needs onnx beside PyTorch.
 """
