@@ -2,13 +2,14 @@
 
 A decision belongs to a kind of cell, so an option costs the sum over the cells that repeat it: one edge of the trellis with many
 parts. What a cell's inputs need before they can be read, the stem and the classifier are the last, fixed step; where a cell
-passes on only the states that nothing in it reads, that step depends on how many those are, and the trellis knows.
+passes on only the states that nothing in it reads, that step depends on how many those are, and the trellis knows. Choices that
+leave a cell without a reader make no network of the space: a runtime would leave the cell out, and so it would cost nothing.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -22,7 +23,7 @@ from hwnas.ir.genotype import INPUTS, Genotype, build_cell
 from hwnas.ir.layers import Concat
 from hwnas.ir.network import Network, NetworkBuilder, Value
 from hwnas.ir.shape import TensorShape, checked_shape
-from hwnas.ir.steps import NAME, Edge, Space, Step
+from hwnas.ir.steps import NAME, Edge, Space, Step, without_dead_ends
 
 SCHEMA = "hwnas.cell-space/1"  # 1: 2026-11, first
 AROUND = "skeleton"
@@ -163,11 +164,13 @@ class Skeleton:
         output, _ = self._assemble(net, add)
         return net.build(output)
 
-    def sites(self, concats: Mapping[str, Sequence[int]]) -> tuple[list[Site], tuple[Part, ...]]:
+    def sites(self, concats: Mapping[str, Sequence[int]], read: Mapping[str, Collection[int]] | None = None
+              ) -> tuple[list[Site], tuple[Part, ...]]:
         """Where cells stand, whatever is in them, and the blocks outside of them: stem, what fits the inputs, head.
 
         Args:
             concats: Kind of cell to the states that make its output.
+            read: Kind of cell to the inputs that it reads; None for both. One that is not read needs no block to fit it.
 
         Raises:
             InputError: A kind has none, or the pieces do not fit.
@@ -179,7 +182,36 @@ class Skeleton:
             return Value(site.cell.name, Concat().infer(*map(site.shape_of, _of_kind(concats, site))))
 
         _, parts = self._assemble(NetworkBuilder(self.input_shape), stand_in)
-        return sites, parts
+        unread = self.unread(read) if read else ()
+        return sites, tuple(part for part in parts if part.name not in unread)
+
+    def unread(self, read: Mapping[str, Collection[int]]) -> set[str]:
+        """Names that blocks have which fit an input that its cell does not read.
+
+        Args:
+            read: Kind of cell to the inputs that it reads.
+        """
+        return {f"{cell.name}/{name}" for cell in self.cells for state, name in enumerate(self.input_names)
+                if state not in read[cell.kind]}
+
+    def is_all_read(self, read: Mapping[str, Collection[int]]) -> bool:
+        """Whether every cell and the whole stem reach the head.
+
+        Args:
+            read: Kind of cell to the inputs that it reads.
+        """
+        reached = {len(self.cells) + 1}  # as outputs are numbered: two of the stem, then the cells'
+        for number, cell in reversed(list(enumerate(self.cells))):
+            if number + 2 not in reached:
+                return False
+            back = {"current": 1, "previous": cell.back}
+            reached.update(number + 2 - back[self.input_names[state]] for state in read[cell.kind] if state < INPUTS)
+        return 1 in reached or (len(self.stem) == 1 and 0 in reached)
+
+    @property
+    def input_names(self) -> tuple[str, str]:
+        """What states 0 and 1 are called."""
+        return ("previous", "current") if self.previous_first else ("current", "previous")
 
     def _assemble(self, net: NetworkBuilder, add_cell: Callable[[Site, tuple[Value, Value]], Value]
                   ) -> tuple[Value, tuple[Part, ...]]:
@@ -416,16 +448,28 @@ class CellKind:
         return tuple(map(tuple, found.values()))
 
 
+class _Finished(NamedTuple):
+    """What a kind of cell does to what is around it.
+
+    Attributes:
+        passed_on: How many states it passes on.
+        inputs: Those that it reads.
+    """
+
+    passed_on: int
+    inputs: frozenset[int]
+
+
 class _Progress(NamedTuple):
     """A state of the trellis: all that later costs depend on.
 
     Attributes:
-        loose: How many states each finished kind of cell passes on, where that varies.
-        read: States of the present cell that are read already, where that decides what it passes on.
+        finished: The kinds of cell that are decided.
+        read: States of the present kind that are read already, of those that it does not pass on anyway.
         waiting: Sources that were picked and not used yet, each as the first one that costs the same.
     """
 
-    loose: tuple[int, ...] = ()
+    finished: tuple[_Finished, ...] = ()
     read: frozenset[int] = frozenset()
     waiting: tuple[int, ...] = ()
 
@@ -497,46 +541,61 @@ class CellSpace(Space):
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """One step for every decision, and `skeleton`: the fixed blocks around the cells."""
+        """One step for every decision, and `skeleton`: the fixed blocks around the cells.
+
+        No way leads through cells that would be computed in vain, which no runtime does: every state reaches its cell's output,
+        and every cell the head.
+        """
         steps = []
         states = [_Progress()]
         for name, kind in self.kinds.items():
             for decision in kind.decisions:
                 found: dict[_Progress, int] = {}
                 edges = []
+                parts_of = lru_cache(None)(partial(self._parts, name, decision))  # many ways add the same
                 for number, state in enumerate(states):
                     for index, (option, pick) in enumerate(decision.options.items()):
                         onward, terms = self._follow(name, state, pick, is_last=decision is kind.decisions[-1])
-                        target = found.setdefault(onward, len(found))
-                        edges.append(Edge(number, index, target, self._parts(name, decision, option, terms)))
+                        if onward is not None:
+                            target = found.setdefault(onward, len(found))
+                            edges.append(Edge(number, index, target, parts_of(option, terms)))
                 steps.append(Step(decision.name, True, tuple(decision.options), tuple(states), tuple(found), tuple(edges)))
                 states = list(found)
-        around = tuple(Edge(number, 0, 0, self._around(state.loose)[1]) for number, state in enumerate(states))
-        return (*steps, Step(AROUND, False, (AROUND,), tuple(states), (self._output_shape,), around))
+        around = tuple(Edge(number, 0, 0, self._around(state.finished)[1]) for number, state in enumerate(states)
+                       if self.skeleton.is_all_read(self._read(state.finished)))
+        steps.append(Step(AROUND, False, (AROUND,), tuple(states), (self._output_shape,), around))
+        return without_dead_ends(self.name, steps, "it always leaves a state or a cell that nothing reads, so remove it or let "
+                                 "another option read that")
 
-    def _follow(self, name: str, state: _Progress, pick: Pick, is_last: bool) -> tuple[_Progress, list[tuple[str, int]]]:
-        """Where an option leads from a state, and the operations that it adds, each with a source that costs the same."""
+    def _follow(self, name: str, state: _Progress, pick: Pick, is_last: bool
+                ) -> tuple[_Progress | None, tuple[Term, ...]]:
+        """Where an option leads from a state, if anywhere, and the operations that it adds, each with a source that costs the
+        same."""
         kind = self.kinds[name]
         waiting = [*state.waiting, *(self._representative(name, source) for source in pick.sources)]
-        terms = [(operation, waiting.pop(0) if source is None else source) for operation, source in pick.terms]
-        if kind.concat is not None:
-            return _Progress(state.loose, frozenset(), tuple(waiting)), terms
-        read = state.read | {source for source in (*pick.sources, *(source for _, source in pick.terms if source is not None))
-                             if source >= INPUTS}
-        if is_last:
-            made = {decision.state for decision in kind.decisions}
-            return _Progress((*state.loose, len(made - read))), terms
-        return _Progress(state.loose, read, tuple(waiting)), terms
+        terms = tuple((operation, waiting.pop(0) if source is None else source) for operation, source in pick.terms)
+        concat = kind.concat or ()
+        read = state.read.union(pick.sources, (source for _, source in pick.terms if source is not None)).difference(concat)
+        if not is_last:
+            return _Progress(state.finished, read, tuple(waiting)), terms
+        loose = {decision.state for decision in kind.decisions}.difference(read, concat)
+        if concat and loose:
+            return None, terms
+        inputs = read.union(concat).intersection(range(INPUTS))
+        return _Progress((*state.finished, _Finished(len(concat or loose), inputs))), terms
 
-    def _around(self, loose: Sequence[int]) -> tuple[list[Site], tuple[Part, ...]]:
-        """Where the cells stand, and the blocks around them, when kinds without a fixed output pass on so many states."""
-        counts = iter(loose)
-        return self.skeleton.sites({name: kind.concat or range(INPUTS, INPUTS + next(counts))
-                                    for name, kind in self.kinds.items()})
+    def _around(self, finished: Sequence[_Finished]) -> tuple[list[Site], tuple[Part, ...]]:
+        """Where the cells stand, and the blocks around them."""
+        concats = {name: kind.concat or range(INPUTS, INPUTS + done.passed_on)
+                   for (name, kind), done in zip(self.kinds.items(), finished, strict=True)}
+        return self.skeleton.sites(concats, self._read(finished))
+
+    def _read(self, finished: Sequence[_Finished]) -> dict[str, frozenset[int]]:
+        return {name: done.inputs for name, done in zip(self.kinds, finished, strict=True)}
 
     @cached_property
     def _any_around(self) -> tuple[list[Site], tuple[Part, ...]]:
-        return self._around((1,) * len(self.kinds))  # the shapes of states do not depend on it
+        return self._around((_Finished(1, frozenset(range(INPUTS))),) * len(self.kinds))  # states' shapes do not depend on it
 
     @cached_property
     def _sites(self) -> dict[str, list[Site]]:
@@ -559,7 +618,7 @@ class CellSpace(Space):
 
         return next(other for other in range(source + 1) if reading(other) == reading(source))
 
-    def _parts(self, name: str, decision: CellDecision, option: str, terms: Sequence[tuple[str, int]]) -> tuple[Part, ...]:
+    def _parts(self, name: str, decision: CellDecision, option: str, terms: Sequence[Term]) -> tuple[Part, ...]:
         """What an option adds to the network: an operation in every cell of the kind."""
         parts = []
         for site in self._sites[name]:

@@ -164,7 +164,14 @@ class NetworkBuilder:
         return Value(full_name, node.shape)
 
     def build(self, output: Value) -> Network:
-        return Network(self._input_shape, tuple(self._nodes), output.name)
+        """The network that ends in this value; what nothing on the way to it reads is left out, as runtimes do."""
+        wanted = {output.name}
+        nodes: list[Node] = []
+        for node in reversed(self._nodes):
+            if node.name in wanted:
+                wanted.update(node.inputs)
+                nodes.append(node)
+        return Network(self._input_shape, tuple(reversed(nodes)), output.name)
 
 
 def build_network(input_shape: TensorShape | tuple[int, int, int], blocks: Iterable[tuple[str, "Block"]]) -> Network:

@@ -17,7 +17,7 @@ from hwnas.ir.block import Block
 from hwnas.ir.blocks import Resolution, block_from_dict
 from hwnas.ir.network import Network, build_network
 from hwnas.ir.shape import TensorShape, checked_shape
-from hwnas.ir.steps import NAME, Edge, Space, Step
+from hwnas.ir.steps import NAME, Edge, Space, Step, without_dead_ends
 
 SCHEMA = "hwnas.space/1"  # 1: 2026-11, first
 
@@ -187,7 +187,7 @@ class SearchSpace(Space):
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        return _without_dead_ends(self.name, list(self._all_steps()))
+        return without_dead_ends(self.name, list(self._all_steps()), "remove it or loosen its conditions")
 
     def _all_steps(self) -> Iterator[Step]:
         """Follows every shape that can reach a layer through every option that may be chosen there."""
@@ -243,36 +243,6 @@ class SearchSpace(Space):
         """JSON-able form, which `space_from_dict` reads back."""
         return {"schema": SCHEMA, "name": self.name, "input_shape": list(self.input_shape),
                 "layers": [layer.to_dict() for layer in self.layers], "description": self.description}
-
-
-def _without_dead_ends(space: str, steps: list[Step]) -> tuple[Step, ...]:
-    """The steps without the edges from which no way leads to the end, and without the states that nothing reaches then.
-
-    Raises:
-        InputError: No way is left, or an option that no way takes.
-    """
-    if all(step.is_full for step in steps):
-        return tuple(steps)
-    alive = [set(range(len(steps[-1].outputs)))]  # states from which the end can be reached
-    for step in reversed(steps):
-        alive.append({edge.source for edge in step.edges if edge.target in alive[-1]})
-    alive.reverse()
-    if not alive[0]:
-        raise InputError(f"A space needs at least one network, but in {space!r} no combination of options is allowed.")
-    kept, reached = [], {0: 0}  # state as it was to its number now
-    for step, onward in zip(steps, alive[1:], strict=True):
-        edges = [edge for edge in step.edges if edge.source in reached and edge.target in onward]
-        unused = set(range(len(step.options))) - {edge.option for edge in edges}
-        if unused:
-            raise InputError(f"Every option must be possible in some network, but {step.options[min(unused)]!r} of decision "
-                             f"{step.name!r} of space {space!r} never is: remove it or loosen its conditions.")
-        numbers: dict[int, int] = {}
-        edges = [Edge(reached[edge.source], edge.option, numbers.setdefault(edge.target, len(numbers)), edge.parts)
-                 for edge in edges]
-        kept.append(Step(step.name, step.is_decision, step.options, tuple(step.inputs[state] for state in reached),
-                         tuple(step.outputs[state] for state in numbers), tuple(edges)))
-        reached = numbers
-    return tuple(kept)
 
 
 def search_space_from_dict(document: Mapping[str, Any]) -> SearchSpace:

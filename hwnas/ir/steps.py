@@ -277,3 +277,38 @@ class Space:
             edges.append(edge)
             state = edge.target
         return edges
+
+
+def without_dead_ends(space: str, steps: list[Step], remedy: str) -> tuple[Step, ...]:
+    """The steps without the edges from which no way leads to the end, and without the states that nothing reaches then.
+
+    Args:
+        space: Its name.
+        steps: From the input on.
+        remedy: What to do about an option that no way takes.
+
+    Raises:
+        InputError: No way is left, or an option that no way takes.
+    """
+    if all(step.is_full for step in steps):
+        return tuple(steps)
+    alive = [set(range(len(steps[-1].outputs)))]  # states from which the end can be reached
+    for step in reversed(steps):
+        alive.append({edge.source for edge in step.edges if edge.target in alive[-1]})
+    alive.reverse()
+    if not alive[0]:
+        raise InputError(f"A space needs at least one network, but in {space!r} no combination of options is allowed.")
+    kept, reached = [], {0: 0}  # state as it was to its number now
+    for step, onward in zip(steps, alive[1:], strict=True):
+        edges = [edge for edge in step.edges if edge.source in reached and edge.target in onward]
+        unused = set(range(len(step.options))) - {edge.option for edge in edges}
+        if unused:
+            raise InputError(f"Every option must be possible in some network, but {step.options[min(unused)]!r} of decision "
+                             f"{step.name!r} of space {space!r} never is: {remedy}.")
+        numbers: dict[int, int] = {}
+        edges = [Edge(reached[edge.source], edge.option, numbers.setdefault(edge.target, len(numbers)), edge.parts)
+                 for edge in edges]
+        kept.append(Step(step.name, step.is_decision, step.options, tuple(step.inputs[state] for state in reached),
+                         tuple(step.outputs[state] for state in numbers), tuple(edges)))
+        reached = numbers
+    return tuple(kept)

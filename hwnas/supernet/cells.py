@@ -134,7 +134,7 @@ class CellSupernet(Supernet):
         for name in layout.stem:
             outputs.append(_Output([self._read(name, outputs[-1], present)]))
         outputs = [outputs[-2] if len(layout.stem) > 1 else outputs[-1], outputs[-1]]
-        order = ("previous", "current") if self.space.skeleton.previous_first else ("current", "previous")
+        order = self.space.skeleton.input_names
         for number, site in enumerate(layout.sites):
             cell = site.cell
             kept, terms = passed_on[cell.kind], mixture[cell.kind]
@@ -177,7 +177,9 @@ class CellSupernet(Supernet):
         genotypes = self.space.genotypes(architecture)
         passed_on = {name: genotype.concat for name, genotype in genotypes.items()}
         weights: dict[str, NDArray[np.float32]] = {}
-        for name in sorted(self._layout.present(passed_on)):
+        unread = self.space.skeleton.unread({name: _read_by(genotype.concat, genotype.nodes)
+                                             for name, genotype in genotypes.items()})
+        for name in sorted(self._layout.present(passed_on) - unread):
             weights |= self._weights_around(self._layout.around[name], passed_on)
         for site in self._layout.sites:
             cell = site.cell

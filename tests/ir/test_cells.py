@@ -148,14 +148,22 @@ def test_the_hash_is_the_same_in_every_process() -> None:
 
 PAIRS = {("normal", 2): [(0, 1)], ("normal", 3): [(0, 1), (1, 2), (2, 2)], ("reduction", 2): [(0, 1), (1, 1)]}
 STATES = {"normal": (2, 3), "reduction": (2,)}
+CHOSEN = "chosen-inputs"  # whose cells need not read both of their inputs
+PAIRS_IF_CHOSEN = {("normal", 2): [(0, 1), (0, 0), (1, 1)], ("normal", 3): [(0, 1), (1, 2), (2, 2)],
+                   ("reduction", 2): [(0, 0), (0, 1), (1, 1)]}
 
 
-def tiny(concats: Mapping[str, tuple[int, ...] | None], **around: Any) -> CellSpace:
-    """(4 x 3 x 4) x (2 x 4) = 384 networks of four cells."""
+def pairs_of(name: str) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    return PAIRS_IF_CHOSEN if name == CHOSEN else PAIRS
+
+
+def tiny(concats: Mapping[str, tuple[int, ...] | None], pairs: Mapping[tuple[str, int], list[tuple[int, int]]] = PAIRS,
+         **around: Any) -> CellSpace:
+    """(4 x 3 x 4) x (2 x 4) = 384 networks of four cells, or with chosen inputs the whole ones of 3 x 4 x 3 x 4 x 3 x 4."""
     cells = (Cell("one", "normal", 4), Cell("two", "reduction", 6, 2), Cell("three", "normal", 6), Cell("four", "normal", 5))
     skeleton = Skeleton((3, 9, 9), around.pop("stem", (ConvBlock(4),)), cells, CellHead(3), SKIP_AND_CONV, **around)
     kinds = {kind: CellKind(chosen_pairs(kind, range(states[0], states[-1] + 1), tuple(SKIP_AND_CONV),
-                                         lambda state, kind=kind: PAIRS[kind, state]), concats[kind])
+                                         lambda state, kind=kind: pairs[kind, state]), concats[kind])
              for kind, states in STATES.items()}
     return CellSpace("tiny", skeleton, kinds)
 
@@ -166,16 +174,18 @@ TINY = {
     "free-normal": lambda: tiny({"normal": None, "reduction": (0, 2)}, stem=(ConvBlock(2, 1), ConvBlock(4)), fitting="always",
                                 strided_operations=False),
     "one-shot-like": lambda: tiny({"normal": (3, 2, 1), "reduction": (2,)}, fitting="where_needed", strided_operations=False),
+    CHOSEN: lambda: tiny({"normal": None, "reduction": (2,)}, PAIRS_IF_CHOSEN, stem=(ConvBlock(2, 1), ConvBlock(4)),
+                         previous_first=True, fitting="always"),
 }
 every_tiny = pytest.mark.parametrize("name", TINY)
 
 
-def all_genotypes(space: CellSpace) -> Iterator[tuple[tuple[str, ...], dict[str, Genotype]]]:
-    """Option names in the space's order, and the cells that they must make, spelled out from `PAIRS`."""
+def all_genotypes(name: str, space: CellSpace) -> Iterator[tuple[tuple[str, ...], dict[str, Genotype]]]:
+    """Option names in the space's order, and the cells that they must make, spelled out from `pairs_of`."""
     def cells(kind: str) -> Iterator[tuple[tuple[str, ...], Genotype]]:
         choices = []
         for state in STATES[kind]:
-            pairs = PAIRS[kind, state]
+            pairs = pairs_of(name)[kind, state]
             choices.append([((*([f"{one}-{other}"] if len(pairs) > 1 else []), first, second), ((first, one), (second, other)))
                             for one, other in pairs for first in SKIP_AND_CONV for second in SKIP_AND_CONV])
         for chosen in itertools.product(*choices):
@@ -191,13 +201,27 @@ def all_genotypes(space: CellSpace) -> Iterator[tuple[tuple[str, ...], dict[str,
 @functools.cache
 def tiny_networks(name: str) -> tuple[CellSpace, dict[tuple[str, ...], Network]]:
     space = TINY[name]()
-    return space, {names: space.skeleton.network(genotypes) for names, genotypes in all_genotypes(space)}
+    networks = {names: space.skeleton.network(genotypes) for names, genotypes in all_genotypes(name, space)}
+    return space, {names: network for names, network in networks.items() if is_whole(network)}
+
+
+def is_whole(network: Network) -> bool:
+    """Whether nothing was left out of it: every state of every cell has its sum in it, and the stem its convolutions."""
+    sums = {f"{cell}/state{state}" for cell, kind in (("one", "normal"), ("two", "reduction"), ("three", "normal"),
+                                                      ("four", "normal")) for state in STATES[kind]}
+    names = {node.name for node in network.nodes}
+    return sums <= names and any(name in names for name in ("stem/conv", "stem2/conv"))
 
 
 @every_tiny
 def test_paths_are_all_cells_and_no_others(name: str) -> None:
     space, networks = tiny_networks(name)
-    assert space.size == len(networks) == 384 == len(list(itertools.product(*(decision.options for decision in space.decisions))))
+    every_one = list(itertools.product(*(decision.options for decision in space.decisions)))
+    assert len(every_one) == (1728 if name == CHOSEN else 384)
+    assert space.size == len(networks) and (name == CHOSEN) == (len(networks) < len(every_one))
+    for names in set(every_one) - networks.keys():
+        with pytest.raises(InputError, match="may only choose"):
+            space.architecture({decision.name: option for decision, option in zip(space.decisions, names, strict=True)})
     for names, network in networks.items():
         choices = {decision.name: option for decision, option in zip(space.decisions, names, strict=True)}
         assert space.network(space.architecture(choices)) == network
@@ -243,8 +267,17 @@ def test_the_best_within_a_budget_and_the_mean_are_those_of_all_networks(name: s
         best = max((names for names, network in networks.items() if network.macs <= budget), key=score)
         assert tuple(trellis.best(scores, budget).choices.values()) == best
     probabilities = {decision: np.exp(table) / np.exp(table).sum() for decision, table in scores.items()}
-    likelihoods = [float(np.prod([table[row.index(option)] for table, row, option
-                                  in zip(probabilities.values(), rows, names, strict=True)])) for names in networks]
+    prefixes = {names[:length] for names in networks for length in range(len(names) + 1)}
+
+    def likelihood(names: tuple[str, ...]) -> float:
+        """Each option's share among those that may follow the ones before it."""
+        chance = 1.0
+        for place, (table, row) in enumerate(zip(probabilities.values(), rows, strict=True)):
+            possible = [weight for weight, option in zip(table, row, strict=True) if (*names[:place], option) in prefixes]
+            chance *= table[row.index(names[place])] / sum(possible)
+        return float(chance)
+
+    likelihoods = list(map(likelihood, networks))
     assert sum(likelihoods) == pytest.approx(1)
     mean = sum(weight * network.macs for weight, network in zip(likelihoods, networks.values(), strict=True))
     assert trellis.expected_cost(probabilities) == pytest.approx(mean, rel=1e-9)
@@ -254,7 +287,7 @@ def test_an_output_of_unread_states_costs_what_its_width_costs() -> None:
     """The trellis keeps apart paths that pass on one state of the normal cell and paths that pass on two."""
     space, networks = tiny_networks("nasnet-like")
     ends = space.steps[-1]
-    assert sorted(state.loose for state in ends.inputs) == [(1, 1), (2, 1)]
+    assert {tuple(kind.passed_on for kind in state.finished) for state in ends.inputs} == {(1, 1), (2, 1)}
     width_of = {names: next(node for node in network.nodes if node.name == "head/act").shape.channels
                 for names, network in networks.items()}
     assert {(names[2], width) for names, width in width_of.items()} == {("0-1", 10), ("1-2", 5), ("2-2", 5)}
@@ -330,7 +363,7 @@ def pick(*terms: tuple[str, int | None], sources: tuple[int, ...] = ()) -> Pick:
     return Pick(terms, sources)
 
 
-GOOD = CellDecision("choice", 2, {"skip": pick(("skip", 0)), "conv": pick(("conv", 1))})
+GOOD = CellDecision("choice", 2, {"skip": pick(("skip", 0)), "conv": pick(("conv", 0))})
 
 
 def small(*decisions: CellDecision, concat: Any = (2,), operations: Mapping[str, Any] = SKIP_AND_CONV, name: Any = "s",
@@ -345,6 +378,20 @@ def decide(**options: Pick) -> CellDecision:
 
 
 OTHERS = {**SKIP_AND_CONV, "pooled": (Head(9), Head(9)), "grouped": (ConvBlock(4, groups=3), ConvBlock(4, 3, 2, groups=3))}
+
+
+def test_no_network_has_a_state_that_nothing_reads() -> None:
+    """States 2 and 3 are not passed on: one of the two that follow reads state 2."""
+    wires = [decide(only=pick(("conv", 0))), CellDecision("third", 3, {"in": pick(("conv", 0)), "on": pick(("conv", 2))}),
+             CellDecision("fourth", 4, {"in": pick(("conv", 3)), "both": pick(("conv", 2), ("conv", 3))})]
+    space = small(*wires, concat=(4,))
+    assert {(one.choices["third"], one.choices["fourth"]) for one in Trellis(space).sample(50)} == {
+        ("in", "both"), ("on", "in"), ("on", "both")}
+    assert space.size == 3
+    with pytest.raises(InputError, match=r"'fourth' .* may only choose both after"):
+        space.architecture({"choice": "only", "third": "in", "fourth": "in"})
+    with pytest.raises(InputError, match=r"'in' of decision 'third' .* never is: it always leaves a state or a cell"):
+        small(*wires[:2], concat=(3,))
 
 
 def test_what_the_refused_spaces_differ_from_is_a_space() -> None:
