@@ -1,5 +1,6 @@
 """The supernet of cells computes exactly the networks of its space, and mixtures as their definition has them."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -159,9 +160,10 @@ def test_every_term_that_can_be_chosen_has_weights_and_no_other(name):
         rows.pop(0)
     seen = {kind: [set() for _ in each.possible_terms] for kind, each in space.kinds.items()}
     for architecture in space.architectures(np.array(rows)):
-        for kind, genotype in space.genotypes(architecture).items():
-            for state, node in zip(seen[kind], genotype.nodes, strict=True):
-                state.update(node)
+        with contextlib.suppress(InputError):  # a cell that nothing reads
+            for kind, genotype in space.genotypes(architecture).items():
+                for state, node in zip(seen[kind], genotype.nodes, strict=True):
+                    state.update(node)
     assert seen == {kind: list(map(set, each.possible_terms)) for kind, each in space.kinds.items()}
 
 
