@@ -53,8 +53,10 @@ def build_pnasnet5(size: int = 224, channels: int = 54, cells_per_group: int = 3
 
 
 def build_pnasnet() -> CellSpace:
-    """The space of PNASNet at its mobile size: five states of two operations on any two states before. Of 5.6e14 cells
-    those 2.8 % are left out that never read the cell before them, so that every other one would be computed in vain."""
+    """The space of PNASNet at its mobile size: five states of two operations on any two states before.
+
+    Of the paper's 5.6e14 cells 2.8 % are left out, which never read the cell before: every other one would be computed in vain.
+    """
     kind = CellKind(chosen_pairs("cell", range(INPUTS, INPUTS + nasnet.STATES), tuple(OPERATIONS), nasnet.any_two), CELL.concat)
     return CellSpace("pnasnet", _skeleton(224, 54, 3, 32, 1000), {"cell": kind}, "PNASNet cells at 224x224 (arXiv 1712.00559)")
 
