@@ -1,6 +1,6 @@
 """A network: primitive layers in topological order, each naming its inputs. What both lowerings read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -165,13 +165,18 @@ class NetworkBuilder:
 
     def build(self, output: Value) -> Network:
         """The network that ends in this value; what nothing on the way to it reads is left out, as runtimes do."""
-        wanted = {output.name}
-        nodes: list[Node] = []
-        for node in reversed(self._nodes):
-            if node.name in wanted:
-                wanted.update(node.inputs)
-                nodes.append(node)
-        return Network(self._input_shape, tuple(reversed(nodes)), output.name)
+        return Network(self._input_shape, nodes_needed(self._nodes, output.name), output.name)
+
+
+def nodes_needed(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
+    """Those of the nodes, in topological order, that this output depends on."""
+    needed = {output}
+    found: list[Node] = []
+    for node in reversed(nodes):
+        if node.name in needed:
+            found.append(node)
+            needed.update(node.inputs)
+    return tuple(reversed(found))
 
 
 def build_network(input_shape: TensorShape | tuple[int, int, int], blocks: Iterable[tuple[str, "Block"]]) -> Network:

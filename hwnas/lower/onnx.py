@@ -42,7 +42,7 @@ from hwnas.ir.layers import (
     Resize,
     Round,
 )
-from hwnas.ir.network import INPUT, Network, Node
+from hwnas.ir.network import INPUT, Network, Node, nodes_needed
 from hwnas.lower.quantize import quantize_weight, round_to_half
 from hwnas.lower.weights import Weights, check_weights, random_weights
 
@@ -111,7 +111,7 @@ class _Graph:
         self._weights = weights
         self._batch = batch  # as a `Reshape` takes it: 0 keeps what is there
         self._tensors = {INPUT: "images"}  # what holds each node's output
-        nodes = _live_nodes(network)
+        nodes = nodes_needed(network.nodes, network.output)
         self._batch_norms = _foldable(nodes)
         self._folded = {node.name for node in self._batch_norms.values()}
         self._splits = _partitions(nodes)
@@ -329,17 +329,6 @@ class _Graph:
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(values), name)
         return name
-
-
-def _live_nodes(network: Network) -> list[Node]:
-    """The nodes that the network's output depends on, in order."""
-    needed = {network.output}
-    nodes = []
-    for node in reversed(network.nodes):
-        if node.name in needed:
-            nodes.append(node)
-            needed.update(node.inputs)
-    return nodes[::-1]
 
 
 def _integer_quantizers(nodes: Sequence[Node]) -> set[str]:
