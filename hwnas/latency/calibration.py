@@ -8,9 +8,10 @@ network pays things that no block does. So a network's ratio to the anchor is mo
 A correction says how much a block costs in networks beyond the line. There are as many as blocks, so they are shrunk: each is a
 part of its own, and parts that it shares with blocks that have something in common with it (a kernel, an expansion, an input
 shape), all of them drawn towards zero, that is towards the isolated measurement. How strongly is what makes the networks
-likeliest, down to no corrections at all where isolated blocks say enough. A session counts the less, the farther it is from what
-the other networks make of its own. Every term is additive over the path, so the trellis stays exact. The fit is on *relative*
-errors, since a promise is relative.
+likeliest, down to no corrections at all where isolated blocks say enough. Intercept and per_block are drawn towards zero in the
+same way: networks of about one size hardly show an intercept, and what they seem to show of one would be most of a network of a
+tenth of their size. A session counts the less, the farther it is from what the other networks make of its own. Every term is
+additive over the path, so the trellis stays exact. The fit is on *relative* errors, since a promise is relative.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def fit_calibration(counts: NDArray[np.integer], ratios: Mapping[str, float], se
 
     Few networks make a line only. Its terms are added from simple to full (scale; + intercept; + per_block) while the
     leave-one-out error of least squares falls, so a handful of networks cannot be over-fitted. From 24 networks on there are
-    corrections, beside all terms of the line that these networks can tell apart: without corrections a term may seem useless.
+    corrections, and all terms but the scale are shrunk as these are.
 
     Args:
         counts: How often each network has each block; (networks, blocks).
@@ -79,16 +80,13 @@ def fit_calibration(counts: NDArray[np.integer], ratios: Mapping[str, float], se
     if not target.size:
         return Calibration()
     isolated = np.array(list(ratios.values()), np.float64)
-    line = _line(counts, isolated) / target[:, None]
     if corrections and target.size >= _LEAST_FOR_CORRECTIONS:
-        terms = max(count for count in (1, 2, 3) if np.linalg.matrix_rank(line[:, :count]) == count)
         shared = trait_matrix([(traits or {}).get(workload, frozenset()) for workload in ratios])
-        coefficients, added, error = _correct(counts, isolated, shared, terms, sessions, weigh=weigh)
+        line, added, error = _correct(counts, isolated, shared, sessions, weigh=weigh)
     else:
-        terms, error = _line_terms(line)
-        coefficients = np.asarray(np.linalg.lstsq(line[:, :terms], np.ones(target.size), rcond=None)[0], np.float64)
+        line, error = _least_squares_line(_line(counts, isolated) / target[:, None])
         added = np.zeros(isolated.size)
-    scale, intercept, per_block = np.pad(coefficients, (0, 3 - terms)).tolist()
+    scale, intercept, per_block = line.tolist()
     return Calibration(intercept, scale, per_block, target.size,
                        {workload: value for workload, value in zip(ratios, added.tolist(), strict=True) if value}, error)
 
@@ -98,9 +96,9 @@ def _line(counts: NDArray[np.integer], isolated: Floats) -> Floats:
     return np.stack([counts @ isolated, np.ones(len(counts)), counts.sum(axis=1)], axis=1)
 
 
-def _correct(counts: NDArray[np.integer], isolated: Floats, shared: Floats, terms: int, sessions: Sequence[Floats], *,
+def _correct(counts: NDArray[np.integer], isolated: Floats, shared: Floats, sessions: Sequence[Floats], *,
              weigh: bool) -> tuple[Floats, Floats, float]:
-    """The line's coefficients, corrections of blocks and the leave-one-out error.
+    """The line's three terms, corrections of blocks and the leave-one-out error.
 
     A block that would shorten networks costs nothing, and the rest is fitted again: else all that have it would be overstated.
     """
@@ -108,21 +106,24 @@ def _correct(counts: NDArray[np.integer], isolated: Floats, shared: Floats, term
     free = np.zeros(isolated.size, bool)
     for _ in range(_REFITS):
         columns = np.where(free, 0, counts)
-        line = _line(columns, isolated)[:, :terms]
-        if free.any() and np.linalg.matrix_rank(line) < terms:  # too many are free: what was found last has to do
+        scaled, *shrunk = np.split(_line(columns, isolated), 3, axis=1)
+        if not scaled.any():  # all are free: what was found last has to do
             break
-        index, found = fit_effects(line, [[columns * size, (columns * size) @ shared] for size in sizes], sessions, weigh=weigh)
-        scale, _, per_block = np.pad(found.coefficients, (0, 3 - terms))
-        by_line = scale * isolated + per_block
-        added = np.where(free, -by_line, sizes[index] * (found.effects[0] + shared @ found.effects[1]))
+        shrunk[1] *= np.ptp(shrunk[1]) > 0  # networks of one depth cannot tell it from the intercept
+        index, found = fit_effects(scaled, [[*shrunk, columns * size, (columns * size) @ shared] for size in sizes], sessions,
+                                   weigh=weigh)
+        intercept, per_block, own, in_common = found.effects
+        line = np.concatenate([found.coefficients, intercept, per_block])
+        by_line = line[0] * isolated + line[2]
+        added = np.where(free, -by_line, sizes[index] * (own + shared @ in_common))
         if not (costs_nothing := by_line + added < 0).any():
             break
         free |= costs_nothing
-    return found.coefficients, added, float(np.sqrt(np.mean(found.left_out**2)))
+    return line, added, float(np.sqrt(np.mean(found.left_out**2)))
 
 
-def _line_terms(line: Floats) -> tuple[int, float]:
-    """How many terms of a line pay, and their leave-one-out error."""
+def _least_squares_line(line: Floats) -> tuple[Floats, float]:
+    """As many of its three terms as pay, the others zero, and their leave-one-out error."""
     terms, error = 1, _leave_one_out_error(line[:, :1])
     for more in (2, 3):
         part = line[:, :more]
@@ -130,7 +131,8 @@ def _line_terms(line: Floats) -> tuple[int, float]:
             break
         if (found := _leave_one_out_error(part)) < error:
             terms, error = more, found
-    return terms, error
+    coefficients = np.linalg.lstsq(line[:, :terms], np.ones(len(line)), rcond=None)[0]
+    return np.pad(coefficients, (0, 3 - terms)), error
 
 
 def _leave_one_out_error(columns: Floats) -> float:

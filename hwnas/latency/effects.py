@@ -13,7 +13,7 @@ import numpy as np
 from hwnas.ir.block import Part
 from hwnas.ir.grid import Floats
 
-_SPREADS = np.geomspace(0.1, 100, 31)  # of what a level of effects does to a row, over a row's noise
+_SPREADS = np.geomspace(0.1, 1e4, 51)  # of what a level of effects does to a row, over a row's noise
 _SWEEPS = 4  # over the levels; mostly no spread changes in the second
 
 

@@ -145,6 +145,20 @@ def test_few_networks_never_fit_more_terms_than_they_can_bear(count, seed):
         assert found.scale == pytest.approx(0.8, rel=0.6)
 
 
+def test_a_network_much_smaller_than_all_others_is_not_what_their_intercept_says():
+    """Networks of about one size hardly show an intercept, and what little of it they seem to show is much of a small network."""
+    small, errors = np.eye(BLOCKS, dtype=int)[:5].sum(axis=0), []
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        _, ratios = random_networks(1)
+        counts = np.stack([np.bincount(generator.integers(BLOCKS, size=generator.integers(60, 90)), minlength=BLOCKS)
+                           for _ in range(40)])
+        isolated = np.array(list(ratios.values()))
+        found = fit_calibration(counts, ratios, once(counts @ isolated * generator.normal(1, 0.02, len(counts))))
+        errors.append(abs(predicted(found, small[None], ratios)[0] / (small @ isolated) - 1))
+    assert np.median(errors) < 0.05
+
+
 def test_networks_of_one_depth_cannot_show_a_cost_per_block():
     counts, ratios = random_networks(30, depth=8)
     found = fit_calibration(counts, ratios, once(line_of(counts, ratios, 0.9, 0.1, 0.0)))
