@@ -6,9 +6,10 @@ ratio to the anchor is modelled as
     intercept + sum over its layers of (cost of its multiply-accumulates, by kind + cost of moving its tensors + deviation)
 
 A layer's deviation is made of shrunken effects (see `effects`) in three levels: other costs of multiply-accumulates, by kernel (a
-runtime may lack one); and, as shares of what that says, what the layer is (kind, kernel, stride, channels, resolution, whether
-channels fill the vectors that kernels work on), and a Gaussian process over all of these, for what layers of about the same size
-and make have in common. How much each counts is what makes the measured blocks likeliest. The fit is on *relative* errors.
+runtime may lack one) and by whether channels fill the vectors that kernels work on; and, as shares of what that says, what the
+layer is (kind, kernel, stride, channels, resolution, vectors again), and a Gaussian process over all of these, for what layers of
+about the same size and make have in common. How much each counts is what makes the measured blocks likeliest. The fit is on
+*relative* errors.
 """
 
 from collections import Counter
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 
 from hwnas.ir.block import Part
 from hwnas.ir.grid import Floats
-from hwnas.ir.layers import Activation, BatchNorm, Conv, Dropout, Pool
-from hwnas.ir.network import Node
+from hwnas.ir.layers import Activation, BatchNorm, Conv, Dropout, Linear, Pool
+from hwnas.ir.network import Network, Node
 from hwnas.latency.effects import Effects, fit_levels, trait_matrix
 
 LEAST_BLOCKS = 20
@@ -33,7 +34,8 @@ _KINDS_APART = 3.0  # standard deviations
 _MOST = 500  # blocks to fit to, and layers to make the process of; both take time to the third power
 _NUGGET = 1e-8  # keeps a kernel of equal layers regular
 _VECTORS = (4, 8, 16)  # channels that kernels work on at once
-_FUSED = ("relu", "relu6")  # activations that runtimes compute within the layer before
+_FILLS = 8  # channels: what makes the largest difference to most runtimes
+_FUSED = ("relu", "relu6")  # activations that runtimes compute within the convolution before
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Estimates:
 
 
 class _Layer(NamedTuple):
-    """A layer that takes time: equal ones take equal time. Elements are numbers of one image."""
+    """A layer that takes time: equal ones take equal time. Elements are of one image; a pool works on each of a window."""
 
     kind: str
     kernel: int
@@ -83,7 +85,8 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
         by_line, *by_levels = (columns[known] / ratios[:, None] for columns in (line, *levels))
         return fit_levels(by_line, by_levels, np.ones(len(ratios)))
 
-    speeds = _macs(layers, lambda layer: (layer.kind, layer.kernel))
+    speeds = np.column_stack([_macs(layers, lambda layer: (layer.kind, layer.kernel)),
+                              _macs(layers, lambda layer: (layer.kind, _fills(layer, _FILLS)))])
     first = fit([counts @ speeds])
     deviations = counts * _sizes(layers, costs @ first.coefficients + speeds @ first.effects[0])
     fixed = [counts @ speeds, deviations @ trait_matrix([_traits(layer) for layer in layers])]
@@ -99,7 +102,7 @@ def estimate_blocks(parts: Mapping[str, Part], measured: Mapping[str, float]) ->
 
 def _count_layers(parts: Iterable[Part]) -> tuple[list[_Layer], Floats]:
     """The distinct layers, and how often each block has each; (blocks, layers)."""
-    chains = [Counter(map(_layer, filter(_takes_time, part.network.nodes))) for part in parts]
+    chains = [Counter(map(_layer, _taking_time(part.network))) for part in parts]
     column = {layer: number for number, layer in enumerate(dict.fromkeys(layer for chain in chains for layer in chain))}
     counts = np.zeros((len(chains), len(column)))
     for row, chain in zip(counts, chains, strict=True):
@@ -107,23 +110,30 @@ def _count_layers(parts: Iterable[Part]) -> tuple[list[_Layer], Floats]:
     return list(column), counts
 
 
-def _takes_time(node: Node) -> bool:
-    """Whether runtimes compute the node as a layer of its own, and not within another."""
-    layer = node.layer
-    return not (isinstance(layer, BatchNorm | Dropout) or (isinstance(layer, Activation) and layer.function in _FUSED))
+def _taking_time(network: Network) -> list[Node]:
+    """The nodes that runtimes compute as layers of their own, and not within others."""
+    layers = {node.name: node.layer for node in network.nodes}
+
+    def is_within(node: Node) -> bool:
+        if isinstance(node.layer, Activation) and node.layer.function in _FUSED:
+            return isinstance(layers.get(node.inputs[0]), BatchNorm | Conv | Linear)
+        return isinstance(node.layer, BatchNorm | Dropout)
+
+    return [node for node in network.nodes if not is_within(node)]
 
 
 def _layer(node: Node) -> _Layer:
-    layer, kind, kernel, stride, dilation = node.layer, type(node.layer).__name__, 1, 1, 1
+    layer, kind, kernel, stride, dilation, macs = node.layer, type(node.layer).__name__, 1, 1, 1, node.macs
     if isinstance(layer, Conv):
         kernel, stride, dilation = max(layer.kernel), layer.stride, layer.dilation
         kind = f"{'grouped' if layer.groups > 1 else 'pointwise' if kernel == 1 else 'dense'} {layer.weight_format}"
     elif isinstance(layer, Pool):
         kind, kernel, stride = f"{layer.kind} pool", layer.kernel, layer.stride
+        macs = node.shape.elements * kernel**2
     elif isinstance(layer, Activation):
         kind = layer.function
     first = node.input_shapes[0]
-    return _Layer(kind, kernel, stride, dilation, first.channels, node.shape.channels, first.height, node.macs,
+    return _Layer(kind, kernel, stride, dilation, first.channels, node.shape.channels, first.height, macs,
                   node.shape.elements + sum(shape.elements for shape in node.input_shapes),
                   sum(int(np.prod(shape)) for shape in node.parameters.values()))
 
@@ -132,6 +142,11 @@ def _macs(layers: Sequence[_Layer], kind_of: Callable[[_Layer], Hashable]) -> Fl
     """Millions of multiply-accumulates of each layer in the column of its kind; (layers, kinds)."""
     kinds = list(dict.fromkeys(kind_of(layer) for layer in layers if layer.macs))
     return np.array([[layer.macs * (kind_of(layer) == kind) / 1e6 for kind in kinds] for layer in layers])
+
+
+def _fills(layer: _Layer, vector: int) -> tuple[bool, bool]:
+    """Whether channels that are read, and those that are written, fill vectors of so many."""
+    return layer.in_channels % vector == 0, layer.out_channels % vector == 0
 
 
 def _sizes(layers: Sequence[_Layer], expected: Floats) -> Floats:
@@ -144,7 +159,7 @@ def _sizes(layers: Sequence[_Layer], expected: Floats) -> Floats:
 
 def _traits(layer: _Layer) -> frozenset[str]:
     kind, shape = layer.kind, f"{layer.kind} k{layer.kernel} s{layer.stride}"
-    filled = [f"{layer.in_channels % vector == 0} {layer.out_channels % vector == 0} of {vector}" for vector in _VECTORS]
+    filled = [f"{_fills(layer, vector)} of {vector}" for vector in _VECTORS]
     return frozenset({kind, f"{kind} k{layer.kernel}", f"{kind} s{layer.stride}", f"{shape} d{layer.dilation}",
                       f"{kind} at {layer.resolution}", f"{kind} from {layer.in_channels}", f"{kind} to {layer.out_channels}",
                       f"at {layer.resolution}", *(f"{what} {one}" for what in (kind, shape) for one in filled)})
@@ -154,7 +169,7 @@ def _makes(layers: Sequence[_Layer], used: NDArray[np.bool_]) -> tuple[Floats, F
     """Properties of layers in standard deviations of those in measured blocks, and those that the process is made of."""
     figures = np.array([[np.log1p(layer.macs), np.log1p(layer.moved), np.log1p(layer.parameters), np.log(layer.in_channels),
                          np.log(layer.out_channels), np.log(layer.resolution), layer.kernel, layer.stride, layer.dilation,
-                         *(channels % vector > 0 for channels in (layer.in_channels, layer.out_channels) for vector in _VECTORS)]
+                         *(filled for vector in _VECTORS for filled in _fills(layer, vector))]
                         for layer in layers], np.float64)
     figures = (figures - figures[used].mean(axis=0)) / np.maximum(figures[used].std(axis=0), 1e-9)
     kinds = sorted({layer.kind for layer in layers})

@@ -7,7 +7,7 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 
-from hwnas.ir.layers import Conv
+from hwnas.ir.layers import Conv, Pool
 from hwnas.latency.estimates import LEAST_BLOCKS, _process, estimate_blocks
 from hwnas.latency.table import load_table
 from hwnas.spaces.load import load_space
@@ -15,14 +15,17 @@ from hwnas.spaces.load import load_space
 TABLES = sorted((Path(__file__).parents[2] / "latency_tables").glob("*/*/fbnet.json"))
 
 
-def roofline(part, slow_kernel=None, vector=1):
+def roofline(part, slow_kernel=None, vector=1, pool_speed=None):
     """Each layer computes or moves, whichever takes longer, at a speed of its kind; and is called. Of grouped convolutions, those
-    with a certain kernel may take ten times as long, and those whose channels fill no vector three times."""
+    with a certain kernel may take ten times as long, and those whose channels fill no vector three times. Pools may compute with
+    all in their windows."""
     total = 0.0
     for node in part.network.nodes:
         speed = 10.0
         if isinstance(node.layer, Conv) and node.layer.groups > 1:
             speed = 2.0 / (10 if node.layer.kernel[0] == slow_kernel else 1) / (3 if node.shape.channels % vector else 1)
+        if pool_speed is not None and isinstance(node.layer, Pool):
+            total += node.shape.elements * node.layer.kernel**2 / pool_speed / 1e6
         moved = node.shape.elements + sum(shape.elements for shape in node.input_shapes)
         total += max(node.macs / speed, moved) / 1e6 + 1e-3
     return total
@@ -58,7 +61,8 @@ def test_more_measured_blocks_take_no_longer():
 
 
 @pytest.mark.parametrize(("space", "count", "quirk"), [
-    ("proxyless", 40, {"slow_kernel": 7}), ("mnasnet", 250, {"slow_kernel": 5, "vector": 4})])
+    ("proxyless", 40, {"slow_kernel": 7}), ("mnasnet", 250, {"slow_kernel": 5, "vector": 4}),
+    ("pnasnet", 45, {"pool_speed": 0.5})])
 def test_quirks_of_a_runtime_are_learned(space, count, quirk):
     """Far off is what the same runtime without them would take."""
     parts = load_space(space).measured_parts
