@@ -217,7 +217,7 @@ def _draw_layers(picture: _Picture, axes: "Axes") -> None:
             axes.plot([option.low_ms, option.high_ms], [y, y], color=colour, linewidth=1.6, zorder=2)
             axes.plot([option.low_ms, option.high_ms], [y, y], color=colour, linestyle="none", zorder=3, markersize=3.6,
                       marker="o" if layer.is_decision else "D")
-        axes.annotate(f"{100 * share:.0f} %", (1, row), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        axes.annotate(f"{100 * share:z.0f} %", (1, row), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                       va="center", fontsize=7.5, color=_FAINT, annotation_clip=False)
     axes.set_yticks(range(len(layers)), [layer.name if layer.is_decision else f"{layer.name} (fixed)" if layer.name[0] != "("
                                          else layer.name for layer in layers], fontsize=8)
