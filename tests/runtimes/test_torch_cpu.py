@@ -78,6 +78,9 @@ def test_large_results_take_the_memory_of_those_before():
     assert RUNTIME.settings(RuntimeConfig())["freed_memory"] == "kept"
     program = textwrap.dedent("""
         import resource
+        from itertools import pairwise
+        from statistics import median
+
         from hwnas.profiling.anchor import anchor_model
         from hwnas.profiling.profiler import plan_blocks
         from hwnas.runtimes import RuntimeConfig
@@ -93,10 +96,11 @@ def test_large_results_take_the_memory_of_those_before():
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
             for bound in bounds:
                 bound()
-        print((faults[20] - faults[10]) / 10)
+        print(median(after - before for before, after in pairwise(faults[10:])))
     """)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 100  # of some thousands that their results are on
+    # Of some thousands that their results are on. Not their mean: a system short of memory may take some away in between.
+    assert float(done.stdout) < 100
 
 
 @pytest.mark.parametrize("space", [*SPACES, "ofa-cpu", "one-shot-cpu"])
