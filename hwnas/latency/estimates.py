@@ -34,7 +34,7 @@ _KINDS_APART = 3.0  # standard deviations
 _MOST = 500  # blocks to fit to, and layers to make the process of; both take time to the third power
 _NUGGET = 1e-8  # keeps a kernel of equal layers regular
 _VECTORS = (4, 8, 16)  # channels that kernels work on at once
-_FILLS = 8  # channels at once, whose filling changes a speed; 16 tells about as much
+_FILLS = 8  # of them, for the speed of a kind
 _FUSED = ("relu", "relu6")  # activations that runtimes compute within the convolution before
 
 

@@ -42,7 +42,7 @@ COVERAGE = 0.95
 # prediction's error varies from table to table: its variance is taken for inverse chi-squared with such a scale and so many
 # degrees of freedom, to which each sitting in another hour adds one. A network on large images, or of many times the anchor's
 # size, does not find all it needs in a processor's own caches; what it shares with its neighbours differs more between hours. The
-# second scale is, in mean square, that of the 14 sittings with such networks on the machine whose hours differ more;
+# second scale is about that of the committed tables' sittings with such networks, on the machine whose hours differ more;
 # 'tools/bench_latency_prediction.py' prints what each hour has added.
 _TYPICAL_HOUR_SCALE, _TYPICAL_HOUR_SCALE_IF_LARGE = 0.0043, 0.012
 _LARGE = 10.0  # times the anchor's latency
